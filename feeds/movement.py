@@ -1,0 +1,58 @@
+"""What is one line of the credit ledger, and how is it shown?"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+from typeid import TypeID
+
+
+class Kind(StrEnum):
+    """Why credits moved, in the order of the database's type and of the feeds' numbers."""
+
+    ALLOT = "allot"
+    CONSUME = "consume"
+    OVERFLOW = "overflow"
+    EXPIRE = "expire"
+    REVOKE = "revoke"
+
+
+USAGE_BORNE = frozenset({Kind.CONSUME, Kind.OVERFLOW})
+"""The kinds that a usage causes: these alone have a usage kind."""
+
+
+class Movement(NamedTuple):
+    """One line of the credit ledger, never changed once written.
+
+    `credits` is signed: positive for allot, negative for all others. `usage_ref` is the grant's ref
+    where no usage caused the line. `ordinals` maps the number of each feed that the line was read
+    or posted for to its place there; `draws` says which grant (by number) gave how many credits.
+    """
+
+    id: UUID
+    kind: Kind
+    credits: int
+    usage_kind: str | None
+    usage_ref: str
+    created_at: datetime
+    ordinals: dict[int, int]
+    draws: tuple[tuple[int, int], ...] = ()
+
+
+def render(movement: Movement) -> bytes:
+    """Return the JSON of one `credit_entry`, as every page serves it.
+
+    Built by hand: refs and usage kinds hold no character that JSON would escape.
+    """
+    usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
+    return (
+        f'{{"object":"credit_entry","id":"{TypeID.from_uuid(movement.id, "cent")}",'
+        f'"kind":"{movement.kind.value}","credits":{movement.credits},{usage_kind}'
+        f'"usage_ref":"{movement.usage_ref}","created_at":"{show_time(movement.created_at)}"}}'
+    ).encode()
+
+
+def show_time(instant: datetime) -> str:
+    """Return an RFC 3339 time in UTC with `Z`, microseconds only where they are not zero."""
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"

@@ -1,0 +1,70 @@
+"""What is a process of the read side told by its environment?"""
+
+from functools import cache
+from typing import Annotated
+
+from pydantic import field_validator
+from pydantic_settings import (
+    BaseSettings,
+    JsonConfigSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from feeds.state import addresses_file
+
+
+class UpSettings(BaseSettings):
+    """Settings from the environment, else from a running `up`, else defaults. An empty value is an absent one."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        running_up = JsonConfigSettingsSource(settings_cls, json_file=addresses_file())
+        return init_settings, env_settings, running_up
+
+
+class LedgerFacts(UpSettings):
+    """Settings that are facts of a ledger: a process that was told otherwise refuses to start."""
+
+    event_shards: int = 8
+    usage_kinds: Annotated[tuple[str, ...], NoDecode] = ("ai_usage", "tm_usage")
+    expiry_grace_s: int = 0
+
+    @field_validator("usage_kinds", mode="before")
+    @classmethod
+    def split_usage_kinds(cls, value: object) -> object:
+        """Read a comma-separated list."""
+        if not isinstance(value, str):
+            return value
+        return tuple(kind.strip() for kind in value.split(",") if kind.strip())
+
+
+class ReaderSettings(LedgerFacts):
+    """What the endpoint needs to know. `reader_database_url` and `feeds_redis_url` fall back on the worker's."""
+
+    database_url: str = ""
+    reader_database_url: str = ""
+    redis_url: str = ""
+    feeds_redis_url: str = ""
+
+
+@cache
+def reader_settings() -> ReaderSettings:
+    """Read the settings, once for a process."""
+    read = ReaderSettings()
+    return read.model_copy(
+        update={
+            "reader_database_url": read.reader_database_url or read.database_url,
+            "feeds_redis_url": read.feeds_redis_url or read.redis_url,
+        }
+    )

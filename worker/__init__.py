@@ -1,0 +1,1 @@
+"""The write side: how movements come to be."""

@@ -1,0 +1,23 @@
+-- migrate:up
+
+-- API keys. The secret is never stored: `digest` is the SHA-256 of the whole key.
+CREATE TABLE api_keys (
+    key_id uuid PRIMARY KEY,
+    digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
+    org_id text COLLATE "C" REFERENCES organisations (org_id),
+    user_id text COLLATE "C" CHECK (user_id ~ '^[A-Za-z0-9_.:@+-]{1,128}$'),
+    permissions text[] NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    last_used_at timestamptz,
+    CONSTRAINT a_key_is_of_an_organisation_or_a_person CHECK (num_nonnulls(org_id, user_id) = 1)
+);
+
+-- Who may act for which organisation, and as what.
+CREATE TABLE members (
+    org_id text COLLATE "C" NOT NULL REFERENCES organisations (org_id),
+    user_id text COLLATE "C" NOT NULL CHECK (user_id ~ '^[A-Za-z0-9_.:@+-]{1,128}$'),
+    role text NOT NULL CHECK (role IN ('owner', 'admin', 'billing', 'member')),
+    PRIMARY KEY (org_id, user_id)
+);
