@@ -29,6 +29,7 @@ class UpSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- pydantic-settings' own signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Look into the environment first, then into the state folder."""
         running_up = JsonConfigSettingsSource(settings_cls, json_file=addresses_file())
         return init_settings, env_settings, running_up
 
