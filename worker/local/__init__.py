@@ -1,0 +1,1 @@
+"""One machine: Postgres and Valkey from wheels, and the supervisor behind `up`."""

