@@ -1,0 +1,56 @@
+"""How does a command show data?"""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from feeds.movement import show_time
+
+PIPED_WIDTH = 1000
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def show_document(document: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=show_value))
+
+
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table: to the terminal's width, with nothing cut off where there is no terminal."""
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = bool(rows) and all(isinstance(row[len(table.columns)], int) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(show_value(value)) for value in row))
+    console().print(table)
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    """Print names and values, a line each."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {show_value(value)}")
+
+
+def show_value(value: Any) -> str:
+    """Return a value as a person reads it: times in UTC, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return show_time(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def console() -> Console:
+    """Return the console of standard output."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)

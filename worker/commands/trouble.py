@@ -1,0 +1,87 @@
+"""What can an operator do about an error?"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import kombu.exceptions
+import psycopg
+import redis
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from redis.connection import parse_url
+
+from feeds.schema import UnusableSetup
+from feeds.state import addresses_file
+from worker.events import EventRefused
+from worker.settings import worker_settings
+
+
+def explain(error: Exception) -> str | None:
+    """Return one line that says what is wrong and what to do, or None where that is not known. No secret is in it."""
+    for kinds, say in EXPLANATIONS:
+        if isinstance(error, kinds):
+            return say(error)
+    return None
+
+
+def explain_refusal(error: EventRefused) -> str:
+    """Name the fields of an event that are wrong."""
+    fields = "; ".join(f"{name}: {reason}" for name, reason in error.fields.items())
+    return f"{error.code}: {fields or error.message}"
+
+
+def explain_settings(error: ValidationError) -> str:
+    """Name each variable with what is wrong about it; no value is repeated, it may hold a password."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{problem['loc'][0]!s}".upper() + f": {problem['msg']}" for problem in problems) + "."
+
+
+def explain_postgres(error: Exception) -> str:
+    """Name the address that was tried."""
+    place = place_of_postgres(worker_settings().database_url)
+    return f"Postgres at {place}: {reason(error)}: start `usage-feeds up`, or set DATABASE_URL."
+
+
+def explain_redis(error: Exception) -> str:
+    """Name the address that was tried."""
+    place = place_of_redis(worker_settings().redis_url)
+    return f"Redis at {place}: {reason(error)}: start `usage-feeds up`, or set REDIS_URL."
+
+
+def place_of_postgres(url: str) -> str:
+    """Return host, port and database of an address, never its password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "an address that cannot be read"
+    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+
+
+def place_of_redis(url: str) -> str:
+    """Return host and port, or the socket, of an address, never its password."""
+    try:
+        parts = parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return "an address that cannot be read"
+    return str(parts.get("path") or f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}")
+
+
+def reason(error: Exception) -> str:
+    """Return what a server or driver said, in one line."""
+    said = re.findall(r"failed: (?!connection to)(.+)", str(error)) or str(error).strip().splitlines()
+    return str(said[-1]).strip().removesuffix(".") if said else type(error).__name__
+
+
+EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
+    (UnusableSetup, str),
+    (EventRefused, explain_refusal),
+    (ValidationError, explain_settings),
+    (SettingsError, lambda _: f"{addresses_file()} cannot be read: start `usage-feeds up` again."),
+    (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),
+    (psycopg.errors.InsufficientPrivilege, lambda e: f"Postgres: {reason(e)}: set DATABASE_URL to a role that may."),
+    (psycopg.OperationalError, explain_postgres),
+    (redis.RedisError, explain_redis),
+    (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: see CELERY_BROKER_URL."),
+)
