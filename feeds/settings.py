@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import (
     BaseSettings,
     JsonConfigSettingsSource,
@@ -13,6 +13,9 @@ from pydantic_settings import (
 )
 
 from feeds.state import addresses_file
+
+UsageKind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+MOST_GRACE_S = 10 * 366 * 24 * 3600
 
 
 class UpSettings(BaseSettings):
@@ -37,9 +40,9 @@ class UpSettings(BaseSettings):
 class LedgerFacts(UpSettings):
     """Settings that are facts of a ledger: a process that was told otherwise refuses to start."""
 
-    event_shards: int = 8
-    usage_kinds: Annotated[tuple[str, ...], NoDecode] = ("ai_usage", "tm_usage")
-    expiry_grace_s: int = 0
+    event_shards: int = Field(8, ge=1, le=1024)
+    usage_kinds: Annotated[tuple[UsageKind, ...], NoDecode, Field(min_length=1)] = ("ai_usage", "tm_usage")
+    expiry_grace_s: int = Field(0, ge=0, le=MOST_GRACE_S)
 
     @field_validator("usage_kinds", mode="before")
     @classmethod
@@ -47,7 +50,7 @@ class LedgerFacts(UpSettings):
         """Read a comma-separated list."""
         if not isinstance(value, str):
             return value
-        return tuple(kind.strip() for kind in value.split(",") if kind.strip())
+        return tuple(dict.fromkeys(kind.strip() for kind in value.split(",") if kind.strip()))
 
 
 class ReaderSettings(LedgerFacts):
