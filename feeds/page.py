@@ -44,3 +44,47 @@ def feed_numbers(kind: Kind, usage_number: int | None) -> tuple[int, ...]:
 def count_feeds(usage_kinds: Sequence[str]) -> int:
     """Return how many feeds an organisation has."""
     return 6 + 3 * len(usage_kinds)
+
+
+class Place(NamedTuple):
+    """Where a page is cut from a feed, whatever its count turns out to be.
+
+    At most `limit` of the newest lines that are left when the `skip` newest, those above the ordinal
+    `ceiling` and those up to the ordinal `floor` are taken away.
+    """
+
+    limit: int
+    skip: int = 0
+    ceiling: int = 2**62
+    floor: int = 0
+
+
+class Span(NamedTuple):
+    """The ordinals of a page: `below` (excluded) to `newest` (included). Equal where the page is empty."""
+
+    newest: int
+    below: int
+
+
+def place_page(number: int, limit: int) -> Place:
+    """Return where the numbered page is, counted from 1 at the newest line."""
+    return Place(limit, skip=(number - 1) * limit)
+
+
+def cut(place: Place, count: int) -> Span:
+    """Return the ordinals that a page has in a feed of `count` lines."""
+    newest = max(min(count - place.skip, place.ceiling, count), 0)
+    below = max(newest - place.limit, min(place.floor, newest))
+    return Span(newest, max(below, 0))
+
+
+def count_pages(count: int, limit: int) -> int:
+    """Return how many pages a feed has."""
+    return -(-count // limit)
+
+
+def number_of(span: Span, count: int, limit: int) -> int:
+    """Return the number of the page on which a span's first line stands; the one past the end if it has none."""
+    if span.newest == 0:
+        return count_pages(count, limit) + 1
+    return (count - span.newest) // limit + 1

@@ -1,0 +1,83 @@
+"""What do the parameters of a request ask for?"""
+
+import re
+from urllib.parse import parse_qsl
+
+from feeds.cursor import BadCursor, Cursor, Seal, read_cursor
+from feeds.errors import InvalidFilter, InvalidPage, InvalidParameter
+from feeds.listing import Ask
+from feeds.movement import Kind
+from feeds.page import Filter
+
+PAGE_MAX = 2**31 - 1
+LIMIT_MAX = 100
+LIMIT_DEFAULT = 20
+INTEGER = re.compile("[1-9][0-9]{0,9}")
+KINDS_BY_NAME = {kind.value: kind for kind in Kind}
+FIRST_PAGE = Ask(Filter(), LIMIT_DEFAULT)
+
+Values = dict[str, list[str]]
+"""What was given for each parameter that we know, without empty values."""
+
+
+def read_ask(query_string: bytes, seal: Seal, org_id: str) -> Ask:
+    """Return what a query string asks for. Raises the first of `InvalidFilter`, `InvalidPage`, `InvalidParameter`.
+
+    An empty value is an absent one, but its name must be a known one all the same.
+    """
+    if not query_string:
+        return FIRST_PAGE
+    values: Values = {name: [] for name in ("kind", "usage_kind", "page", "limit", "cursor")}
+    unknown: list[str] = []
+    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="replace"):
+        if name not in values:
+            unknown.append(name)
+        elif value:
+            values[name].append(value)
+    feed = read_filter(values, seal)
+    ask = read_paging(values, feed, seal, org_id)
+    if unknown:
+        raise InvalidParameter(fields={name[:64]: "unknown parameter" for name in unknown[:10]})
+    return ask
+
+
+def read_filter(values: Values, seal: Seal) -> Filter:
+    """Return the feed that the filters name."""
+    kind, usage_kind = values["kind"], values["usage_kind"]
+    if len(kind) > 1 or (kind and kind[0] not in KINDS_BY_NAME):
+        raise InvalidFilter(fields={"kind": "one of " + ", ".join(KINDS_BY_NAME)})
+    if len(usage_kind) > 1 or (usage_kind and usage_kind[0] not in seal.usage_numbers):
+        raise InvalidFilter(fields={"usage_kind": "one of " + ", ".join(seal.usage_numbers)})
+    return Filter(KINDS_BY_NAME[kind[0]] if kind else None, usage_kind[0] if usage_kind else None)
+
+
+def read_paging(values: Values, feed: Filter, seal: Seal, org_id: str) -> Ask:
+    """Return which page of the feed is asked for."""
+    page = read_integer(values, "page", PAGE_MAX, 1)
+    limit = read_integer(values, "limit", LIMIT_MAX, LIMIT_DEFAULT)
+    if not values["cursor"]:
+        return Ask(feed, limit, page)
+    if len(values["cursor"]) > 1 or values["page"]:
+        raise InvalidPage(fields={"cursor": "once, and in place of page"})
+    cursors_feed, cursor = open_cursor(values["cursor"][0], seal, org_id)
+    if any(given and given != kept for given, kept in zip(feed, cursors_feed, strict=True)):
+        raise InvalidPage(fields={"cursor": "made for other filters"})
+    return Ask(cursors_feed, limit, cursor=cursor)
+
+
+def open_cursor(text: str, seal: Seal, org_id: str) -> tuple[Filter, Cursor]:
+    """Return a cursor's feed and place."""
+    try:
+        return read_cursor(seal, org_id, text)
+    except BadCursor:
+        raise InvalidPage(fields={"cursor": "not a cursor of this organization"}) from None
+
+
+def read_integer(values: Values, name: str, greatest: int, default: int) -> int:
+    """Return a parameter's integer from 1, in its one plain spelling, or the default where it is absent."""
+    given = values[name]
+    if not given:
+        return default
+    if len(given) > 1 or not INTEGER.fullmatch(given[0]) or int(given[0]) > greatest:
+        raise InvalidPage(fields={name: f"an integer from 1 to {greatest}"})
+    return int(given[0])
