@@ -34,5 +34,5 @@ def show(movement: Movement, grant_refs: dict[int, str]) -> dict[str, Any]:
         "usage_ref": movement.usage_ref,
     }
     if movement.draws:
-        line["draws"] = [[grant_refs[grant_no], credits] for grant_no, credits in movement.draws]
+        line["draws"] = [[grant_refs[grant_no], drawn] for grant_no, drawn in movement.draws]
     return line

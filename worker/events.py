@@ -135,6 +135,8 @@ def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS) -> Event
     """
     if len(raw) > EVENT_BYTES:
         raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {len(raw)}")
+    if not raw:
+        raise EventUndecodable("the stream entry has no field `event`, or an empty one")
     try:
         event = EVENT.validate_json(raw)
     except ValidationError as error:

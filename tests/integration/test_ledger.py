@@ -1,0 +1,80 @@
+"""A batch, posted through the database."""
+
+import json
+from itertools import count
+
+import psycopg
+import pytest
+
+from feeds.schema import check_ledger
+from tests.histories import HISTORIES, NAMES
+from worker.entries import Entry
+from worker.ledger import post_entries
+from worker.settings import WorkerSettings
+
+ids = count(1)
+
+
+@pytest.fixture
+def connection(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def clock(connection):
+    """Put a clock of our own before Postgres's, for this connection."""
+    connection.execute("CREATE SCHEMA clock")
+    connection.execute(
+        "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+        " AS $$ SELECT current_setting('clock.now')::timestamptz $$"
+    )
+    connection.execute("SET search_path = clock, pg_catalog, public")
+    return lambda now: connection.execute("SELECT set_config('clock.now', %s, false)", [now])
+
+
+def entry(event, stream="events:{0}"):
+    raw = event if isinstance(event, bytes) else json.dumps(event).encode()
+    return Entry(stream, f"{next(ids)}-0", raw)
+
+
+def post_all(connection, *events, grace_s=0, again=False):
+    ledger = check_ledger(connection, WorkerSettings())._replace(expiry_grace_s=grace_s)
+    with connection.transaction():
+        return post_entries(connection, ledger, [entry(event) for event in events], again=again)
+
+
+def lines(connection, org_id, after=0):
+    refs = dict(
+        connection.execute(
+            "SELECT grant_no, grant_ref FROM grants JOIN organisations USING (org_no) WHERE org_id = %s", [org_id]
+        )
+    )
+    rows = connection.execute(
+        "SELECT kind, credits, usage_kind, usage_ref, draws FROM movements JOIN organisations USING (org_no)"
+        " LEFT JOIN usage_kinds USING (usage_number) WHERE org_id = %s AND position > %s ORDER BY position",
+        [org_id, after],
+    )
+    return [
+        {"kind": kind, "credits": moved, "usage_kind": usage_kind, "usage_ref": ref}
+        | ({"draws": [[refs[number], drawn] for number, drawn in draws]} if draws else {})
+        for kind, moved, usage_kind, ref, draws in rows
+    ]
+
+
+@pytest.mark.parametrize("history", HISTORIES, ids=NAMES)
+def test_every_history_comes_out_of_the_database_line_by_line(connection, clock, history):
+    for step in history["steps"]:
+        org_id = step["event"]["org_id"]
+        before = len(lines(connection, org_id))
+        clock(step["now"])
+        posted = post_all(connection, step["event"], grace_s=history["expiry_grace_s"])
+        assert lines(connection, org_id, before) == step["writes"]
+        assert [refusal.reason.code for refusal in posted.refusals] == [code for code in [step.get("dead")] if code]
+    for org_id, remaining in history["remaining"].items():
+        rows = connection.execute(
+            "SELECT grant_ref, remaining FROM grants JOIN organisations USING (org_no)"
+            " WHERE org_id = %s AND remaining > 0",
+            [org_id],
+        )
+        assert dict(rows.fetchall()) == remaining

@@ -1,0 +1,252 @@
+"""How is a batch of entries posted, once and whole?"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection, Cursor
+from uuid_utils.compat import uuid7
+
+from feeds.movement import Movement
+from feeds.page import count_feeds
+from feeds.queries import load_queries
+from feeds.schema import Ledger
+from worker.entries import Entry, Refusal, bury
+from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
+from worker.posting import Grant, Organisation, Terms, post
+
+SQL = load_queries(__file__)
+
+NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
+"""Classes of SQLSTATE that speak of the server, the connection or our set-up: retried, never buried."""
+
+
+@dataclass(slots=True)
+class Posted:
+    """What a batch came to: new movements by organisation, the organisations it named, what was buried."""
+
+    epoch: UUID
+    movements: dict[str, list[Movement]] = field(default_factory=dict)
+    org_ids: set[str] = field(default_factory=set)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def merge(self, other: "Posted") -> "Posted":
+        """Return both, this one first."""
+        movements = defaultdict(list, self.movements)
+        for org_id, lines in other.movements.items():
+            movements[org_id] = movements[org_id] + lines
+        refusals = self.refusals + other.refusals
+        return Posted(other.epoch, dict(movements), self.org_ids | other.org_ids, refusals)
+
+
+def post_entries(
+    connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool = False
+) -> Posted:
+    """Post entries in their order, in the caller's transaction; bury what cannot be posted.
+
+    What the database refuses is found by halving. An entry that was buried before is passed over,
+    unless it is to be tried `again`. Raises psycopg.Error where the server is at fault, not an event.
+    """
+    try:
+        with connection.transaction():
+            return post_batch(connection, ledger, entries, again=again)
+    except psycopg.Error as error:
+        if is_transient(error):
+            raise
+        if len(entries) == 1:
+            return give_up(connection, ledger, entries[0], error)
+    middle = len(entries) // 2
+    first = post_entries(connection, ledger, entries[:middle], again=again)
+    return first.merge(post_entries(connection, ledger, entries[middle:], again=again))
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """Tell whether trying the same batch again can help."""
+    if error.sqlstate:
+        return error.sqlstate[:2] in NOT_THE_EVENTS_FAULT
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+
+
+def give_up(connection: Connection[Any], ledger: Ledger, entry: Entry, error: psycopg.Error) -> Posted:
+    """Bury the one entry that the database will not have."""
+    code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+    reason = EventRefused(f"the database refused it{code}: {error.diag.message_primary or type(error).__name__}")
+    with connection.transaction():
+        bury(connection, [Refusal(entry, reason)])
+    return Posted(ledger.epoch, refusals=[Refusal(entry, reason)])
+
+
+def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool) -> Posted:
+    """Lock the organisations, read what the rules need, post, and write the outcome."""
+    events, refusals = parse_entries(entries, ledger)
+    org_ids = sorted({event.org_id for _, event in events})
+    buried, org_nos, organisations = lock(connection, ledger, org_ids, [] if again else entries)
+    terms, epoch = read(connection, ledger, org_nos, organisations, [event for _, event in events])
+    for entry, event in events:
+        if (entry.stream, entry.entry_id) in buried and entry.digest in buried[entry.stream, entry.entry_id]:
+            continue
+        try:
+            post(event, organisations[event.org_id], terms, entry.added_at)
+        except EventRefused as reason:
+            refusals.append(Refusal(entry, reason))
+    write(connection, ledger, org_nos, organisations)
+    if refusals:
+        bury(connection, refusals)
+    movements = {org_id: state.movements for org_id, state in organisations.items() if state.movements}
+    return Posted(epoch, movements, set(org_ids), refusals)
+
+
+def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
+    """Return the events that the entries hold, and the entries that hold none."""
+    events, refusals = [], []
+    for entry in entries:
+        try:
+            events.append((entry, parse_event(entry.raw, ledger.usage_numbers)))
+        except EventRefused as reason:
+            refusals.append(Refusal(entry, reason))
+    return events, refusals
+
+
+Buried = Mapping[tuple[str, str], set[bytes]]
+
+
+def lock(
+    connection: Connection[Any], ledger: Ledger, org_ids: Sequence[str], entries: Sequence[Entry]
+) -> tuple[Buried, dict[str, int], dict[str, Organisation]]:
+    """Lock the organisations' rows, making those that are new.
+
+    Returns which entries were buried before, the organisations' numbers, and their state so far.
+    """
+    sources = {"streams": [entry.stream for entry in entries], "entry_ids": [entry.entry_id for entry in entries]}
+    with connection.pipeline():
+        connection.execute(SQL["plan_by_index"])
+        found = connection.execute(SQL["find_buried"], sources)
+        connection.execute(SQL["insert_organisations"], {"org_ids": org_ids})
+        locked = connection.execute(SQL["lock_organisations"], {"org_ids": org_ids})
+    buried = defaultdict(set)
+    for stream, entry_id, digest in found:
+        buried[stream, entry_id].add(digest)
+    feeds = count_feeds(tuple(ledger.usage_numbers))
+    org_nos, organisations = {}, {}
+    for org_id, org_no, known_counts, grant_count, last_created_at in locked:
+        org_nos[org_id] = org_no
+        counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
+        organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at)
+    return buried, org_nos, organisations
+
+
+def read(
+    connection: Connection[Any],
+    ledger: Ledger,
+    org_nos: Mapping[str, int],
+    organisations: Mapping[str, Organisation],
+    events: Sequence[Event],
+) -> tuple[Terms, UUID]:
+    """Read into the locked organisations what the events need, and return the terms and the epoch.
+
+    These are later statements than the one that waited for the locks: each sees what was committed meanwhile.
+    """
+    usages = [(org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)]
+    grants = [
+        (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
+    ]
+    with connection.pipeline():
+        found_grants = connection.execute(
+            SQL["read_grants"], {"org_nos": list(org_nos.values()), **columns(grants, "ref_org_nos", "grant_refs")}
+        )
+        found_usages = connection.execute(SQL["read_usages"], columns(usages, "ref_org_nos", "usage_refs"))
+        clock = connection.execute(SQL["read_clock"])
+    by_no = {org_nos[org_id]: organisation for org_id, organisation in organisations.items()}
+    for org_no, *grant in found_grants:
+        by_no[org_no].grants[grant[1]] = Grant(*grant)
+    kinds = tuple(ledger.usage_numbers)
+    for org_no, usage_ref, usage_number, total in found_usages:
+        by_no[org_no].usages[usage_ref] = (kinds[usage_number], total)
+    now, epoch = fetch(clock)
+    return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7), epoch
+
+
+def fetch(cursor: Cursor[Any]) -> tuple[datetime, UUID]:
+    """Return the clock and the epoch."""
+    row = cursor.fetchone()
+    assert row is not None, "check_ledger has seen the ledger's row"
+    return row[0], row[1]
+
+
+def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, list[object]]:
+    """Turn rows into named columns, for unnest."""
+    table = list(rows)
+    return {name: [row[index] for row in table] for index, name in enumerate(names)}
+
+
+def write(
+    connection: Connection[Any],
+    ledger: Ledger,
+    org_nos: Mapping[str, int],
+    organisations: Mapping[str, Organisation],
+) -> None:
+    """Write the new lines, the grants that changed and the organisations' counts."""
+    moved = [organisation for organisation in organisations.values() if organisation.movements]
+    lines = [
+        show_line(org_nos[organisation.org_id], movement, ledger)
+        for organisation in moved
+        for movement in organisation.movements
+    ]
+    if lines:
+        with connection.cursor() as cursor, cursor.copy(SQL["copy_movements"]) as copy:
+            copy.write("".join(lines))
+    grants = [
+        (org_nos[organisation.org_id], grant)
+        for organisation in organisations.values()
+        for grant in organisation.changed_grants.values()
+    ]
+    with connection.pipeline():
+        if grants:
+            connection.execute(SQL["write_grants"], show_grants(grants))
+        changed = [
+            organisation
+            for organisation in organisations.values()
+            if organisation.movements or organisation.changed_grants
+        ]
+        if changed:
+            connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
+
+
+def show_line(org_no: int, movement: Movement, ledger: Ledger) -> str:
+    """Return a movement as COPY takes it. No value holds a character that COPY would escape."""
+    position, kind_ordinal, *usage_ordinals = movement.ordinals.values()
+    if movement.usage_kind is None:
+        usage_ordinal, kind_usage_ordinal, usage_number = "\\N", "\\N", "\\N"
+    else:
+        usage_ordinal, kind_usage_ordinal = map(str, usage_ordinals)
+        usage_number = str(ledger.usage_numbers[movement.usage_kind])
+    draws = ",".join([f"{{{grant_no},{drawn}}}" for grant_no, drawn in movement.draws])
+    return (
+        f"{org_no}\t{position}\t{kind_ordinal}\t{usage_ordinal}\t{kind_usage_ordinal}\t{movement.credits}\t"
+        f"{movement.created_at.isoformat()}\t{movement.id.hex}\t{movement.kind.value}\t{usage_number}\t"
+        f"{movement.usage_ref}\t" + (f"{{{draws}}}\n" if draws else "\\N\n")
+    )
+
+
+def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, list[object]]:
+    """Return grants as the columns that `write_grants` takes."""
+    names = {name: f"{name}s" for name in Grant.__slots__}
+    names |= {"credits": "credits", "priority": "priorities"}
+    shown: dict[str, list[object]] = {
+        plural: [getattr(grant, name) for _, grant in grants] for name, plural in names.items()
+    }
+    return shown | {"org_nos": [org_no for org_no, _ in grants]}
+
+
+def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organisation]) -> dict[str, list[object]]:
+    """Return organisations as the columns that `write_organisations` takes."""
+    return {
+        "org_nos": [org_nos[organisation.org_id] for organisation in organisations],
+        "counts": [f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations],
+        "grant_counts": [organisation.grant_count for organisation in organisations],
+        "last_created_ats": [organisation.last_created_at for organisation in organisations],
+    }

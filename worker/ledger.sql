@@ -1,0 +1,93 @@
+-- name: plan_by_index
+-- Plans that cannot go wrong on fresh tables: without statistics the planner scans what will soon be large.
+SELECT
+    set_config('enable_seqscan', 'off', true),
+    set_config('enable_hashjoin', 'off', true),
+    set_config('enable_mergejoin', 'off', true);
+
+-- name: find_buried
+-- Which of these entries were buried before; by source, the digest decides.
+SELECT d.stream, d.entry_id, d.digest
+FROM unnest(%(streams)s::text[], %(entry_ids)s::text[]) AS e (stream, entry_id)
+JOIN dead_letters AS d USING (stream, entry_id);
+
+-- name: insert_organisations
+-- Organisations that are new. Sorted, and before any lock is taken: two drains cannot wait for each other.
+INSERT INTO organisations (org_id)
+SELECT n.org_id
+FROM unnest(%(org_ids)s::text[]) AS n (org_id)
+WHERE NOT EXISTS (SELECT FROM organisations AS o WHERE o.org_id = n.org_id)
+ORDER BY n.org_id COLLATE "C"
+ON CONFLICT (org_id) DO NOTHING;
+
+-- name: lock_organisations
+-- The organisations' rows, locked in sorted order.
+SELECT org_id, org_no, counts, grants, last_created_at
+FROM organisations
+WHERE org_id = ANY(%(org_ids)s)
+ORDER BY org_id
+FOR UPDATE;
+
+-- name: read_grants
+-- The open grants of the locked organisations, and those that the batch names, open or not.
+SELECT
+    org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
+    remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+FROM grants
+WHERE org_no = ANY(%(org_nos)s) AND open
+UNION ALL
+SELECT
+    g.org_no, g.grant_no, g.grant_ref, g.credits, g.source, g.priority, g.effective_at, g.expires_at,
+    g.remaining, g.drawn, g.expired, g.revoked, g.allot_position, g.open, g.revoke_reason
+FROM unnest(%(ref_org_nos)s::bigint[], %(grant_refs)s::text[]) AS r (org_no, grant_ref)
+JOIN grants AS g ON g.org_no = r.org_no AND g.grant_ref = r.grant_ref
+WHERE NOT g.open;
+
+-- name: read_usages
+-- What is known of the usages that the batch names: a usage is the sum of its lines.
+SELECT m.org_no, m.usage_ref, m.usage_number, (-sum(m.credits))::bigint
+FROM unnest(%(ref_org_nos)s::bigint[], %(usage_refs)s::text[]) AS r (org_no, usage_ref)
+JOIN movements AS m ON m.org_no = r.org_no AND m.usage_ref = r.usage_ref AND m.usage_number IS NOT NULL
+GROUP BY m.org_no, m.usage_ref, m.usage_number;
+
+-- name: read_clock
+-- The clock that all decisions follow, read after the locks were granted; and the ledger's epoch.
+SELECT clock_timestamp(), epoch FROM ledger;
+
+-- name: copy_movements
+-- New lines; a draw is a pair (grant_no, credits).
+COPY movements (
+    org_no, position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
+    movement_id, kind, usage_number, usage_ref, draws
+) FROM STDIN;
+
+-- name: write_grants
+-- Grants that are new or have changed; their content never does.
+INSERT INTO grants (
+    org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
+    remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+)
+SELECT *
+FROM unnest(
+    %(org_nos)s::bigint[], %(grant_nos)s::bigint[], %(grant_refs)s::text[], %(credits)s::bigint[], %(sources)s::text[],
+    %(priorities)s::smallint[], %(effective_ats)s::timestamptz[], %(expires_ats)s::timestamptz[],
+    %(remainings)s::bigint[], %(drawns)s::bigint[], %(expireds)s::bigint[], %(revokeds)s::bigint[],
+    %(allot_positions)s::bigint[], %(opens)s::boolean[], %(revoke_reasons)s::text[]
+)
+ON CONFLICT (org_no, grant_no) DO UPDATE SET
+    remaining = excluded.remaining,
+    drawn = excluded.drawn,
+    expired = excluded.expired,
+    revoked = excluded.revoked,
+    allot_position = excluded.allot_position,
+    open = excluded.open,
+    revoke_reason = excluded.revoke_reason;
+
+-- name: write_organisations
+-- The counts that the new lines have moved.
+UPDATE organisations AS o
+SET counts = n.counts::bigint[], grants = n.grants, last_created_at = n.last_created_at
+FROM unnest(
+    %(org_nos)s::bigint[], %(counts)s::text[], %(grant_counts)s::bigint[], %(last_created_ats)s::timestamptz[]
+) AS n (org_no, counts, grants, last_created_at)
+WHERE o.org_no = n.org_no;
