@@ -1,0 +1,146 @@
+"""How do committed movements come into the cached feeds?
+
+The worker's side. Append and drop follow the commit; both may be repeated at any time.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+import redis
+from psycopg import Connection
+from psycopg.rows import scalar_row
+
+from feeds import cached_page
+from feeds.cached_page import WINDOW
+from feeds.link import FeedsAway, Link
+from feeds.movement import Movement, render
+from feeds.page import EVERYTHING
+from feeds.queries import load_queries
+from feeds.scripts import APPEND
+
+SQL = load_queries(__file__)
+
+PATIENCE_S = 1.0
+"""How long the feeds' Redis may be away before its feeds are given up."""
+EPOCH_EVERY_S = 0.25
+"""How often a process that reads feeds learns the epoch."""
+RETRY_EVERY_S = 0.05
+
+
+class Shown(NamedTuple):
+    """What came of showing a batch. `epoch_renewed`: the feeds were given up instead."""
+
+    appended: int = 0
+    dropped: int = 0
+    refused: int = 0
+    epoch_renewed: bool = False
+
+
+def show(
+    link: Link,
+    connection: Connection[tuple[object, ...]],
+    posted: Mapping[str, Sequence[Movement]],
+    repeated: Collection[str] = (),
+) -> Shown:
+    """Make the cached feeds show a batch. To be called after its commit, outside of any transaction.
+
+    `posted`: each organisation's new movements in order of position; `repeated`: organisations with an event that
+    was already posted, whose feeds are dropped as an earlier batch may not have been shown. After it
+    returns every read shows the batch, so its entries may be deleted.
+    """
+    if not posted and not repeated:
+        return Shown()
+    # The epoch as it was after the commit: whoever reads under a later one sees the batch in Postgres.
+    epoch = read_epoch(connection)
+    while True:
+        try:
+            shown = append(link, epoch, {org: lines for org, lines in posted.items() if org not in repeated})
+            dropped = drop(link, epoch, repeated)
+        except FeedsAway:
+            now = time.monotonic()
+            link.away_since = link.away_since or now
+            if now - link.away_since > PATIENCE_S:
+                give_up(connection, epoch)
+                return Shown(epoch_renewed=True)
+            time.sleep(RETRY_EVERY_S)
+        else:
+            link.away_since = None
+            return shown._replace(dropped=dropped)
+
+
+def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
+    """Return the ledger's epoch as of now."""
+    with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
+        epoch: UUID | None = cursor.execute(SQL["read_epoch"]).fetchone()
+    assert epoch is not None, "migrate writes it"
+    return epoch
+
+
+def renew_epoch(connection: Connection[tuple[object, ...]], seen: UUID) -> None:
+    """Begin a new epoch, unless another process has ended the one that was seen."""
+    with connection.transaction():
+        connection.execute(SQL["renew_epoch"], {"seen": seen})
+
+
+def give_up(connection: Connection[tuple[object, ...]], epoch: UUID) -> None:
+    """Never serve again what the feeds' Redis holds under an epoch, and wait until every reader knows."""
+    renew_epoch(connection, epoch)
+    time.sleep(2 * EPOCH_EVERY_S)
+
+
+def append(link: Link, epoch: UUID, posted: Mapping[str, Sequence[Movement]], window: int = WINDOW) -> Shown:
+    """Append movements, in order of position, to those feeds that somebody reads."""
+    if not posted:
+        return Shown()
+    stamped = cached_page.stamp(epoch, link.server())
+    keys = {org_id: cached_page.hash_key(stamped, org_id) for org_id in posted}
+    exist = link.ask([("EXISTS", key) for key in keys.values()])
+    warm = [org_id for org_id, exists in zip(keys, exist, strict=True) if exists]
+    if not warm:
+        return Shown()
+    replies = link.run(APPEND, [arguments(keys[org_id], posted[org_id], window) for org_id in warm])
+    # Redis is full, or something else stands where a feed should: better none than an old one.
+    refused = [org_id for org_id, reply in zip(warm, replies, strict=True) if isinstance(reply, redis.RedisError)]
+    drop(link, epoch, refused)
+    return Shown(appended=len(warm) - len(refused), refused=len(refused))
+
+
+def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[list[bytes], list[str | bytes | int]]:
+    """Return keys and arguments of `append.lua`: each JSON once, with the feeds whose window it enters."""
+    places: dict[int, list[int]] = {}
+    for place, movement in enumerate(movements):
+        for feed in movement.ordinals:
+            places.setdefault(feed, []).append(place)
+    used = sorted({place for feed in places for place in places[feed][-window:]})
+    sent = {place: number for number, place in enumerate(used, 1)}
+    start = cached_page.seed(key)
+    keys = [key]
+    values: list[str | bytes | int] = [window, movements[-1].ordinals[EVERYTHING], len(places)]
+    for feed, of_feed in places.items():
+        keys.append(cached_page.list_key(key, feed))
+        listed = ",".join(str(sent[place]) for place in of_feed[-window:])
+        values += [feed, movements[of_feed[-1]].ordinals[feed], listed]
+    return keys, [*values, *(cached_page.seal_json(start, render(movements[place])) for place in used)]
+
+
+def drop(link: Link, epoch: UUID, org_ids: Collection[str]) -> int:
+    """Unlink all cached feeds of organisations; returns how many organisations had any."""
+    if not org_ids:
+        return 0
+    stamped = cached_page.stamp(epoch, link.server())
+    keys = [cached_page.hash_key(stamped, org_id) for org_id in sorted(org_ids)]
+    fields = link.ask([("HKEYS", key) for key in keys])
+    replies = link.ask([("UNLINK", key, *lists(key, held)) for key, held in zip(keys, fields, strict=True)])
+    for reply in replies:
+        if isinstance(reply, redis.RedisError):
+            raise FeedsAway(str(reply))
+    return sum(bool(reply) for reply in replies)
+
+
+def lists(key: bytes, fields: object) -> list[bytes]:
+    """Return the keys of the lists that a hash with these fields counts."""
+    if not isinstance(fields, list):
+        return []
+    return [cached_page.list_key(key, int(field)) for field in fields if field.isdigit()]

@@ -1,0 +1,148 @@
+"""Is what Redis holds of a feed provably true?
+
+Keys, all of an organisation under one hash tag: a hash of `gen`, `position` and a sealed count per feed
+number, and per feed a list of its newest entries, oldest first. An entry is `ordinal crc json`. The CRC is
+seeded with the key (so with organisation, epoch and server) and the rendering's version: an entry that is
+damaged, astray or of another version does not prove itself.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from hashlib import blake2b, sha1
+from typing import NamedTuple
+from uuid import UUID
+from zlib import crc32
+
+WINDOW = 200
+"""How many of its newest entries a cached feed holds."""
+LIFETIME_S = 600
+"""How long a cached organisation lives, counted from its first read: what a lost append costs at most."""
+RENDERING = 1
+"""The version of `feeds.movement.render`: raise it when the same movement would show other bytes."""
+
+
+class Server(NamedTuple):
+    """A master that holds feeds. A restart changes the first, a failover the second."""
+
+    run_id: str
+    replication_id: str
+
+
+class Miss(StrEnum):
+    """Why the cache could not answer."""
+
+    AWAY = "away"  # no server, a replica, or one that is too slow
+    COLD = "cold"  # nobody has read this feed lately
+    BEYOND = "beyond"  # older than the window; the count is true
+    SHORT = "short"  # the list was lost, whole or in part; the count is true
+    TORN = "torn"  # list and count do not belong together
+    CORRUPT = "corrupt"  # something does not prove itself
+    OLDER = "older"  # this process has served a newer page
+
+
+class Found(NamedTuple):
+    """A proven slice: the feed's count as `total`, and the JSON of the entries, newest first."""
+
+    total: int
+    entries: list[bytes]
+
+
+class Missed(NamedTuple):
+    """No slice. `total` is the feed's cached count where that is proven (`beyond`, `short`)."""
+
+    reason: Miss
+    total: int | None = None
+
+
+def read_server(info: bytes) -> Server | None:
+    """Return which server answered INFO (sections server and replication), or None unless it is a master."""
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    if facts.get("role") != "master":
+        return None
+    return Server(facts["run_id"], facts["master_replid"])
+
+
+def stamp(epoch: UUID, server: Server) -> str:
+    """Return what every key of this ledger on this server carries."""
+    return blake2b(f"{epoch} {server.run_id} {server.replication_id}".encode(), digest_size=12).hexdigest()
+
+
+def hash_key(stamped: str, org_id: str) -> bytes:
+    """Return the key of an organisation's hash."""
+    return f"feeds:{stamped}:{{{org_id}}}".encode()
+
+
+def list_key(key: bytes, feed: int) -> bytes:
+    """Return the key of a feed's list, given that of its hash."""
+    return b"%s:%d" % (key, feed)
+
+
+def seal_count(key: bytes, feed: int, count: int) -> bytes:
+    """Return a count as the hash keeps it: bound to organisation and feed. `seal.lua` does the same."""
+    proof = sha1(b"%s:%d:%d" % (key, feed, count), usedforsecurity=False).hexdigest()
+    return b"%d %s" % (count, proof[:8].encode())
+
+
+def read_count(key: bytes, feed: int, sealed: object) -> int | Missed:
+    """Return a feed's count, or why there is none."""
+    if sealed is None:
+        return Missed(Miss.COLD)
+    if isinstance(sealed, bytes):
+        digits = sealed.partition(b" ")[0]
+        if digits.isdigit() and len(digits) < 19 and seal_count(key, feed, int(digits)) == sealed:
+            return int(digits)
+    return Missed(Miss.CORRUPT)
+
+
+def seed(key: bytes) -> int:
+    """Return where the CRCs of an organisation's entries start."""
+    return crc32(key, RENDERING)
+
+
+def seal_json(start: int, json: bytes) -> bytes:
+    """Return `crc json`: an entry without its ordinal, the same in every feed of the movement."""
+    return b"%08x %s" % (crc32(json, start), json)
+
+
+def prove_newest(  # noqa: PLR0913 -- what Redis gave, and what was asked
+    key: bytes, feed: int, sealed: object, entries: object, *, skip: int, limit: int, window: int = WINDOW
+) -> Found | Missed:
+    """Prove the answer to: at most `limit` entries after the newest `skip`."""
+    count = read_count(key, feed, sealed)
+    if isinstance(count, Missed):
+        return count
+    return prove_range(key, count, entries, low=count - skip - limit + 1, high=count - skip, window=window)
+
+
+def prove_range(  # noqa: PLR0913
+    key: bytes, count: int, entries: object, *, low: int, high: int, window: int = WINDOW
+) -> Found | Missed:
+    """Prove the answer to: the entries with ordinals `low` to `high`, as far as the feed has them."""
+    low, high = max(low, 1), min(high, count)
+    wanted = max(high - low + 1, 0)
+    if not isinstance(entries, list):
+        return Missed(Miss.CORRUPT)
+    if len(entries) > wanted:
+        return Missed(Miss.TORN)
+    if len(entries) < wanted:
+        return Missed(Miss.BEYOND if count - low >= window else Miss.SHORT, count)
+    return prove_entries(key, count, entries, high)
+
+
+def prove_entries(key: bytes, count: int, entries: Sequence[bytes], high: int) -> Found | Missed:
+    """Prove entries, oldest first, of which the last should have the ordinal `high`."""
+    start = seed(key)
+    found = []
+    for ordinal, entry in zip(range(high, 0, -1), reversed(entries), strict=False):
+        head, _, json = entry.partition(b" {")
+        json = b"{" + json
+        if head != b"%d %08x" % (ordinal, crc32(json, start)):
+            return Missed(Miss.TORN if is_whole(head, json, start) else Miss.CORRUPT)
+        found.append(json)
+    return Found(count, found)
+
+
+def is_whole(head: bytes, json: bytes, start: int) -> bool:
+    """Tell an undamaged entry out of its place from a damaged one."""
+    ordinal, _, crc = head.partition(b" ")
+    return ordinal.isdigit() and crc == b"%08x" % crc32(json, start)

@@ -1,0 +1,116 @@
+"""Which server holds the feeds, and is it still the same one?
+
+The worker's connection to the feeds' Redis. One connection, no pool, no retries: keys carry the server's ids, so
+a command must go to the very server for which its keys were built, or fail.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from feeds.cached_page import Server, read_server
+from feeds.scripts import Script
+
+if TYPE_CHECKING:
+    from redis.connection import ConnectionInterface
+
+Command = tuple[str | bytes | int, ...]
+
+CONNECT_WITHIN_S = 0.5
+ANSWER_WITHIN_S = 0.5
+
+
+class FeedsAway(Exception):  # noqa: N818 -- a state, not a mistake
+    """The feeds' Redis cannot be used now: no answer, no master, or another server than before."""
+
+
+class Link:
+    """The connection to the feeds' Redis. For one thread of one process: make it after a fork."""
+
+    def __init__(self, url: str) -> None:
+        self.pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_WITHIN_S,
+            socket_timeout=ANSWER_WITHIN_S,
+            health_check_interval=0,
+        )
+        self.connection: ConnectionInterface | None = None
+        self.known: Server | None = None
+        self.away_since: float | None = None
+
+    def server(self) -> Server:
+        """Return who answers at the other end, connecting where there is no connection."""
+        if self.known is None:
+            try:
+                self.connection = self.pool.make_connection()
+                self.connection.connect()  # type: ignore[no-untyped-call]
+                self.known = self.master(self.exchange([("INFO", "server"), ("INFO", "replication")]))
+            except (redis.RedisError, OSError, FeedsAway) as error:
+                self.close()
+                raise FeedsAway(str(error)) from error
+        return self.known
+
+    def ask(self, commands: Sequence[Command]) -> list[object]:
+        """Send commands in one round trip to the server that `server` returned; error replies are values.
+
+        Fails where that server is gone, or is another one by the time of the last command: a connection
+        survives a failover there and back.
+        """
+        if self.known is None:
+            raise FeedsAway("not connected")
+        try:
+            *replies, replication = self.exchange([*commands, ("INFO", "replication")])
+            same = self.master([f"run_id:{self.known.run_id}\r\n".encode(), replication]) == self.known
+        except (redis.ConnectionError, redis.TimeoutError, OSError, FeedsAway) as error:
+            self.close()
+            raise FeedsAway(str(error)) from error
+        if not same:
+            self.close()
+            raise FeedsAway("a failover has happened")
+        return replies
+
+    def run(self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[str | bytes | int]]]) -> list[object]:
+        """Run a script once for each pair of keys and arguments, in one round trip; two if the server forgot it."""
+
+        def commands(name: str, body: str) -> list[Command]:
+            return [(name, body, len(keys), *keys, *arguments) for keys, arguments in calls]
+
+        replies = self.ask(commands("EVALSHA", script.digest))
+        if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
+            self.ask([("SCRIPT", "LOAD", script.text)])
+            replies = self.ask(commands("EVALSHA", script.digest))
+        return replies
+
+    def exchange(self, commands: Sequence[Command]) -> list[object]:
+        """Send commands and read as many replies. Never connects."""
+        if self.connection is None or not self.connection.is_connected:
+            raise FeedsAway("not connected")
+        self.connection.send_packed_command(self.connection.pack_commands(commands), check_health=False)  # type: ignore[no-untyped-call]
+        return [self.read() for _ in commands]
+
+    def read(self) -> object:
+        """Read one reply, an error as a value unless it ends the connection."""
+        assert self.connection is not None
+        try:
+            return self.connection.read_response()
+        except redis.ResponseError as error:
+            return error
+
+    def master(self, replies: Sequence[object]) -> Server:
+        """Return the server that INFO speaks of; fails for any but a master."""
+        server = read_server(b"".join(reply for reply in replies if isinstance(reply, bytes)))
+        if server is None:
+            refused = [str(reply) for reply in replies if isinstance(reply, redis.RedisError)]
+            raise FeedsAway("; ".join(refused) or "not a master")
+        return server
+
+    def close(self) -> None:
+        """Let go of the connection; the next `server` makes another."""
+        connection, self.connection, self.known = self.connection, None, None
+        if connection is not None:
+            connection.disconnect()  # type: ignore[no-untyped-call]

@@ -1,0 +1,16 @@
+-- What the scripts that write share: it is set before each of them.
+
+-- A count as the hash keeps it, bound to organisation and feed; feeds/cached_page.py does the same.
+local function seal(feed, count)
+  local proof = redis.sha1hex(KEYS[1] .. ':' .. feed .. ':' .. count)
+  return count .. ' ' .. string.sub(proof, 1, 8)
+end
+
+-- The number in a sealed count, or nil for one that does not prove itself.
+local function read_count(feed, sealed)
+  local count = string.match(sealed, '^(%d+) ')
+  if count and seal(feed, count) == sealed then
+    return tonumber(count)
+  end
+  return nil
+end
