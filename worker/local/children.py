@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypedDict
 
 from feeds.schema import UnusableSetup
 
@@ -38,6 +39,14 @@ class Account(NamedTuple):
     gid: int
 
 
+class AsAccount(TypedDict):
+    """The arguments of subprocess that say as whom a program runs; None is as ourselves."""
+
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
+
+
 def account_named(name: str) -> Account | None:
     """Return the account of that name, or None."""
     try:
@@ -51,7 +60,7 @@ def account_named(name: str) -> Account | None:
 def guard() -> Process:
     """Start the guard of this process's children, once."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")  # noqa: S603 -- our own
 
 
 def tell_guard(group: int, number: int) -> None:
@@ -65,7 +74,7 @@ def tell_guard(group: int, number: int) -> None:
         print("the guard of the child processes has died; they have the kernel's word alone", file=sys.stderr)  # noqa: T201
 
 
-def start(
+def start(  # noqa: PLR0913 -- all but the first by name
     command: Sequence[str],
     *,
     cwd: Path,
@@ -80,7 +89,7 @@ def start(
     Call it from the main thread alone: the kernel's word is about the thread that forked.
     """
     guard()
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 -- no shell, and the words are ours
         command,
         cwd=cwd,
         env=env,
@@ -95,9 +104,11 @@ def start(
     return process
 
 
-def as_account(account: Account | None) -> dict[str, object]:
-    """Return Popen's arguments for running as an account, or as ourselves."""
-    return {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+def as_account(account: Account | None) -> AsAccount:
+    """Return subprocess's arguments for running as an account, or as ourselves."""
+    if account is None:
+        return {"user": None, "group": None, "extra_groups": None}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
@@ -113,6 +124,18 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
             os._exit(1)
 
     return ask_kernel
+
+
+def run(command: Sequence[str], account: Account | None) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, as an account, in an environment that no PG* or locale variable can disturb."""
+    return subprocess.run(  # noqa: S603 -- no shell, and the words are ours
+        command, check=False, cwd="/", env=bare_environment(), capture_output=True, text=True, **as_account(account)
+    )
+
+
+def bare_environment() -> dict[str, str]:
+    """Return an environment that holds nothing of the user's but the path."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 def wait_for(condition: Callable[[], object], within_s: float, idle: Idle = time.sleep) -> bool:
@@ -142,9 +165,7 @@ def stop(process: Process, signals: Sequence[signal.Signals], within_s: float, i
 
 def end_group(process: Process) -> None:
     """Kill what is left of a child's process group, and forget it."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
     tell_guard(process.pid, 0)

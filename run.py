@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Set this checkout up, where it is not yet, and run it: `python3 run.py [test | COMMAND] …`.
+
+Alone it is `up --demo`. The first run makes `.venv` from `requirements.lock`. Standard library alone.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+CHECKOUT = Path(__file__).resolve().parent
+VENV = CHECKOUT / ".venv"
+LOCK = CHECKOUT / "requirements.lock"
+PYTHON_MINIMUM = (3, 11)
+STAGES = (
+    ("format", ("ruff", "format", "--check", ".")),
+    ("lint", ("ruff", "check", ".")),
+    ("types", ("mypy",)),
+    ("tests", ("pytest",)),
+)
+
+
+def main(arguments: "list[str]") -> NoReturn:
+    """Set up, then become the command, or run all checks and tests."""
+    if sys.version_info < PYTHON_MINIMUM:
+        sys.exit(f"run.py: Python 3.11 or newer is needed, this is {sys.version.split()[0]}: call it by a newer one.")
+    try:
+        set_up(VENV, LOCK)
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.exit(f"run.py: {VENV} could not be made: {error}")
+    if arguments[:1] == ["test"]:
+        sys.exit(run_stages(arguments[1:]))
+    command = [str(VENV / "bin" / "python"), "-m", "worker", *(arguments or ["up", "--demo"])]
+    os.execve(command[0], command, environment())  # noqa: S606 -- no shell is wanted
+
+
+def set_up(venv: Path, lock: Path) -> None:
+    """Make a virtual environment of exactly what the lock file names, unless it is there already.
+
+    A mark written last says that it is whole, and for which lock; the checkout itself is locked
+    meanwhile, so that a second process waits and finds it made.
+    """
+    if is_whole(venv, lock):
+        return
+    checkout = os.open(lock.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(checkout, fcntl.LOCK_EX)
+        if not is_whole(venv, lock):
+            make(venv, lock)
+            (venv / "made-from").write_text(digest(lock))
+    finally:
+        os.close(checkout)
+
+
+def is_whole(venv: Path, lock: Path) -> bool:
+    """Tell whether the environment was made, to the end, from this very lock file."""
+    try:
+        made_from = (venv / "made-from").read_text()
+    except OSError:
+        return False
+    return made_from == digest(lock) and os.access(venv / "bin" / "python", os.X_OK)
+
+
+def digest(lock: Path) -> str:
+    """Return what tells one lock file from another."""
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
+
+
+def make(venv: Path, lock: Path) -> None:
+    """Make the environment anew, by uv where it is installed, else by pip."""
+    (venv / "made-from").unlink(missing_ok=True)
+    python, uv = venv / "bin" / "python", shutil.which("uv")
+    say(f"making {venv} from {lock.name} with {'uv' if uv else 'pip'}, once; this may take a minute")
+    if uv:
+        run([uv, "venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, str(venv)])
+        install = [uv, "pip", "install", "--quiet", "--python", str(python)]
+    elif importlib.util.find_spec("ensurepip"):
+        run([sys.executable, "-m", "venv", "--clear", str(venv)])
+        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-input"]
+    else:
+        sys.exit("run.py: this Python cannot make virtual environments: install uv, or your system's python3-venv.")
+    run([*install, "--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement", str(lock)])
+    say("done")
+
+
+def run(command: "list[str]") -> None:
+    """Run a program with nothing of the user's Python settings."""
+    ours = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }
+    subprocess.run(command, check=True, env={**ours, "PIP_USER": "0"})
+
+
+def environment() -> "dict[str, str]":
+    """Return the environment of our programs: they import from the checkout, never from the current folder."""
+    ours = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
+    state = os.environ.get("USAGE_FEEDS_STATE") or str(CHECKOUT / ".usage-feeds")
+    return {**os.environ, **ours, "USAGE_FEEDS_STATE": state}
+
+
+def run_stages(pytest_arguments: "list[str]") -> int:
+    """Check the format, lint, types and tests; stop at the first that fails, and say which."""
+    python = str(VENV / "bin" / "python")
+    for name, command in STAGES:
+        more = pytest_arguments if name == "tests" else []
+        say(" ".join([*command, *more]))
+        code = subprocess.run([python, "-m", *command, *more], check=False, cwd=CHECKOUT, env=environment()).returncode
+        if code:
+            say(f"the {name} stage failed")
+            return code
+    return 0
+
+
+def say(words: str) -> None:
+    """Tell the user what is going on."""
+    print(f"run.py: {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
