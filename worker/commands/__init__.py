@@ -27,14 +27,20 @@ COMMANDS = {
 }
 
 
-class Stopped(click.ClickException):
-    """A command that cannot go on: one line on standard error, exit code 2."""
+class Failed(click.ClickException):
+    """What was asked for is not so: one line on standard error, exit code 1."""
 
-    exit_code = 2
+    exit_code = 1
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 -- click's own signature
         """Print the line."""
         click.echo(f"usage-feeds: {self.message}", err=True)
+
+
+class Stopped(Failed):
+    """A command that cannot go on: one line on standard error, exit code 2."""
+
+    exit_code = 2
 
 
 class Commands(click.Group):

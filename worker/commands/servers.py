@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import TupleRow
 from redis import Redis
 
 from feeds.schema import Ledger, UnusableSetup, check_ledger
@@ -18,13 +18,13 @@ class NoServer(UnusableSetup):
 
 
 @contextmanager
-def open_database(url: str | None = None) -> Iterator[psycopg.Connection[DictRow]]:
+def open_database(url: str | None = None) -> Iterator[psycopg.Connection[TupleRow]]:
     """Lend an autocommit connection to the ledger's database, whose schema may be behind."""
     address = worker_settings().database_url if url is None else url
     if not address:
         raise NoServer("No Postgres is known: start `usage-feeds up`, or set DATABASE_URL.")
     try:
-        connection = psycopg.connect(address, autocommit=True, connect_timeout=CONNECT_S, row_factory=dict_row)
+        connection = psycopg.connect(address, autocommit=True, connect_timeout=CONNECT_S)
     except psycopg.ProgrammingError:
         # What it says may repeat the address, and with it a password.
         raise NoServer("DATABASE_URL cannot be read: it is like postgresql://user@host:5432/database.") from None
@@ -33,7 +33,7 @@ def open_database(url: str | None = None) -> Iterator[psycopg.Connection[DictRow
 
 
 @contextmanager
-def open_ledger() -> Iterator[tuple[psycopg.Connection[DictRow], Ledger]]:
+def open_ledger() -> Iterator[tuple[psycopg.Connection[TupleRow], Ledger]]:
     """Lend a connection to a ledger that this program and its settings are fit for."""
     with open_database() as connection:
         yield connection, check_ledger(connection, worker_settings())

@@ -1,0 +1,104 @@
+"""`dead`: events that could not be posted."""
+
+from datetime import datetime
+from typing import Any
+
+import click
+from psycopg import Connection
+
+from worker import dead_letters
+from worker.commands import Failed
+from worker.commands.output import json_option, show_document, show_facts, show_rows
+from worker.commands.servers import open_ledger
+from worker.dead_letters import DeadLetter
+from worker.events import read_time
+
+ids_argument = click.argument("dead_letter_ids", metavar="[ID]...", type=int, nargs=-1)
+
+
+class Instant(click.ParamType[datetime]):
+    """An RFC 3339 time with an offset."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the instant in UTC."""
+        try:
+            return read_time(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group()
+def dead() -> None:
+    """See, replay and discard events that could not be posted."""
+
+
+@dead.command("list")
+@click.option("--code", help="Those with this code alone, like conflict.")
+@click.option("--org", help="Those of this organisation alone.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@json_option
+def list_(*, code: str | None, org: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, newest first."""
+    with open_ledger() as (connection, _):
+        found, total = dead_letters.list_dead_letters(connection, code, org, limit)
+    if as_json:
+        show_document({"total": total, "dead_letters": [describe(letter) for letter in found]})
+        return
+    if found:
+        show_rows(
+            ["id", "buried_at", "code", "org", "message"],
+            [[str(row.dead_letter_id), row.buried_at, row.code, row.org_id, row.message] for row in found],
+        )
+    click.echo(f"{len(found):,} of {total:,} dead letters" if total else "No dead letters.")
+
+
+@dead.command()
+@click.argument("dead_letter_id", metavar="ID", type=int)
+@json_option
+def show(*, dead_letter_id: int, as_json: bool) -> None:
+    """Show one dead letter, with the event as it came."""
+    with open_ledger() as (connection, _):
+        [letter] = find(connection, (dead_letter_id,))
+    facts = describe(letter)
+    if as_json:
+        show_document(facts)
+        return
+    fields = facts.pop("fields")
+    show_facts(facts | {f"field {name}": reason for name, reason in fields.items()})
+
+
+@dead.command()
+@ids_argument
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@click.option("--before", type=Instant(), metavar="TIME", help="Those buried before this instant.")
+@json_option
+def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datetime | None, as_json: bool) -> None:
+    """Forget dead letters for ever, by ID, all, or those buried before a time."""
+    if (bool(dead_letter_ids), everything, before is not None).count(True) != 1:
+        raise click.UsageError("Give either IDs, --all or --before.")
+    with open_ledger() as (connection, _):
+        if dead_letter_ids:
+            find(connection, dead_letter_ids)
+            discarded = dead_letters.discard_dead_letters(connection, dead_letter_ids)
+        else:
+            discarded = dead_letters.discard_buried_before(connection, before)
+    if as_json:
+        show_document({"discarded": sorted(discarded)})
+    else:
+        click.echo(f"{len(discarded):,} dead letters discarded.")
+
+
+def find(connection: Connection[Any], dead_letter_ids: tuple[int, ...]) -> list[DeadLetter]:
+    """Return these dead letters, or end the command if one is not there."""
+    found = dead_letters.find_dead_letters(connection, dead_letter_ids)
+    missing = sorted(set(dead_letter_ids) - {letter.dead_letter_id for letter in found})
+    if missing:
+        raise Failed(f"No dead letter {', '.join(map(str, missing))}: see `usage-feeds dead list`.")
+    return found
+
+
+def describe(letter: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter's facts, its bytes as text."""
+    return letter._asdict() | {"raw": letter.raw.decode("utf-8", "backslashreplace")}

@@ -1,0 +1,37 @@
+-- name: find_organisation
+-- One organisation, with its number of movements and grants.
+SELECT org_no, counts[1], grants FROM organisations WHERE org_id = %(org_id)s;
+
+-- name: read_balance
+-- What an organisation's grants still hold at this moment, and what its usage overflowed.
+SELECT
+    COALESCE(sum(remaining), 0)::bigint AS remaining,
+    COALESCE(sum(remaining) FILTER (
+        WHERE (effective_at IS NULL OR effective_at <= now()) AND (expires_at IS NULL OR expires_at > now())
+    ), 0)::bigint AS drawable,
+    COALESCE(sum(credits) FILTER (WHERE allot_position IS NULL), 0)::bigint AS pending,
+    min(expires_at) FILTER (WHERE remaining > 0 AND expires_at > now()) AS next_expiry
+FROM grants
+WHERE org_no = %(org_no)s AND open;
+
+-- name: list_grants
+-- An organisation's grants: open ones first, in draw order; then the others, the newest first.
+SELECT
+    grant_ref,
+    CASE
+        WHEN open AND allot_position IS NULL THEN 'pending'
+        WHEN open THEN 'open'
+        WHEN revoked > 0 OR allot_position IS NULL THEN 'revoked'
+        WHEN expired > 0 THEN 'expired'
+        ELSE 'closed'
+    END AS state,
+    source, priority, credits, remaining, drawn, expired, revoked, effective_at, expires_at, revoke_reason
+FROM grants
+WHERE org_no = %(org_no)s
+ORDER BY
+    open DESC,
+    CASE WHEN open THEN priority END,
+    CASE WHEN open THEN expires_at END NULLS LAST,
+    CASE WHEN open THEN effective_at END NULLS FIRST,
+    CASE WHEN open THEN allot_position END NULLS LAST,
+    grant_no DESC;

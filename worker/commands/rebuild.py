@@ -1,0 +1,25 @@
+"""`rebuild`."""
+
+import click
+
+from feeds.queries import load_queries
+from worker.commands.output import json_option, show_document
+from worker.commands.servers import open_ledger
+
+SQL = load_queries(__file__)
+
+
+@click.command()
+@json_option
+def rebuild(*, as_json: bool) -> None:
+    """Make every cached feed anew, by starting a new epoch.
+
+    Do so after Postgres was restored or failed over: lines of a lost day are then never served.
+    Feeds are read from Postgres until they are warm again; no page is wrong meanwhile.
+    """
+    with open_ledger() as (connection, _):
+        [(epoch,)] = connection.execute(SQL["renew_epoch"]).fetchall()
+    if as_json:
+        show_document({"epoch": str(epoch)})
+    else:
+        click.echo(f"The epoch is now {epoch}: feeds are made anew as they are read.")
