@@ -13,8 +13,8 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds import cached_page
-from feeds.cached_page import WINDOW
-from feeds.link import FeedsAway, Link
+from feeds.cached_page import WINDOW, FeedsAway
+from feeds.link import Link
 from feeds.movement import Movement, render
 from feeds.page import EVERYTHING
 from feeds.queries import load_queries

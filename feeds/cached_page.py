@@ -28,6 +28,10 @@ class Server(NamedTuple):
     replication_id: str
 
 
+class FeedsAway(Exception):  # noqa: N818 -- a state, not a mistake
+    """The feeds' Redis cannot be used now: no answer in time, no master, or another server than before."""
+
+
 class Miss(StrEnum):
     """Why the cache could not answer."""
 

@@ -11,20 +11,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feeds.cached_page import Server, read_server
-from feeds.scripts import Script
+from feeds.cached_page import FeedsAway, Server, read_server
+from feeds.scripts import Command, Script
 
 if TYPE_CHECKING:
     from redis.connection import ConnectionInterface
 
-Command = tuple[str | bytes | int, ...]
-
 CONNECT_WITHIN_S = 0.5
 ANSWER_WITHIN_S = 0.5
-
-
-class FeedsAway(Exception):  # noqa: N818 -- a state, not a mistake
-    """The feeds' Redis cannot be used now: no answer, no master, or another server than before."""
 
 
 class Link:

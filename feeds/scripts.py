@@ -1,8 +1,11 @@
-"""Which Lua stands beside the modules?"""
+"""What is said to the feeds' Redis?"""
 
 from hashlib import sha1
 from pathlib import Path
 from typing import NamedTuple
+
+Command = tuple[str | bytes | int, ...]
+"""A command's name and arguments."""
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,228 @@
+"""What does a reader get from the cache, and how is a feed put there?"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from secrets import token_hex
+from types import TracebackType
+from typing import NamedTuple, Self
+from uuid import UUID
+
+import psycopg
+
+from feeds import cached_page
+from feeds.cache import EPOCH_EVERY_S
+from feeds.cached_page import LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Server
+from feeds.gathered import Gathered
+from feeds.scripts import PUT, RANGE, Command
+
+TRIES = 3
+REMEMBERED = 100_000
+"""Of how many feeds a process remembers the highest total that it has served."""
+EPOCH_WITHIN_S = 1.0
+
+
+class Newest(NamedTuple):
+    """What Postgres says of a feed: its count as `total`, and the JSON of its newest entries, newest first.
+
+    At least the window's entries, or all.
+    """
+
+    total: int
+    entries: list[bytes]
+
+
+class Fence(NamedTuple):
+    """What a refill saw before it read Postgres: an organisation's hash (of one epoch and server), and its `gen`."""
+
+    key: bytes
+    gen: bytes
+
+
+class Seen(NamedTuple):
+    """The highest total served of a feed, and the epoch in which it was read."""
+
+    epoch: UUID | None
+    total: int
+
+
+class CachedFeeds:
+    """The cached feeds as one process reads them. An async context manager.
+
+    `read_epoch` asks Postgres for the ledger's epoch (`feeds.cache.SQL["read_epoch"]`).
+    """
+
+    def __init__(self, url: str, read_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
+        self.gathered = Gathered(url, self.learn_epoch)
+        self.read_epoch = read_epoch
+        self.window = window
+        self.epoch: UUID | None = None
+        self.learning = asyncio.Lock()
+        self.seen: OrderedDict[tuple[str, int], Seen] = OrderedDict()
+        self.stamped: tuple[UUID | None, Server | None, str | None] = (None, None, None)
+        self.task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.gathered.start()
+        self.task = asyncio.create_task(self.keep_epoch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+        await self.gathered.close()
+
+    async def newest(self, org_id: str, feed: int, skip: int, limit: int) -> Found | Missed:
+        """Return at most `limit` entries after the newest `skip`: a numbered page."""
+        key = self.key(org_id)
+        if key is None:
+            return Missed(Miss.AWAY)
+        if skip >= self.window:
+            return await self.beyond(org_id, feed, skip)
+        commands: list[Command] = [
+            ("HGET", key, feed),
+            ("LRANGE", cached_page.list_key(key, feed), -(skip + limit), -(skip + 1)),
+        ]
+        try:
+            sealed, entries = await self.gathered.block(commands)
+        except FeedsAway:
+            return Missed(Miss.AWAY)
+        answer = cached_page.prove_newest(key, feed, sealed, entries, skip=skip, limit=limit, window=self.window)
+        return self.unless_older(org_id, feed, answer)
+
+    async def between(self, org_id: str, feed: int, low: int, high: int) -> Found | Missed:
+        """Return the entries with ordinals from `low` to `high`, as far as the feed has them: a cursor's page."""
+        key = self.key(org_id)
+        if key is None:
+            return Missed(Miss.AWAY)
+        try:
+            reply = await self.gathered.run(RANGE, [key, cached_page.list_key(key, feed)], [feed, low, high])
+        except FeedsAway:
+            return Missed(Miss.AWAY)
+        sealed, entries = reply if isinstance(reply, list) else (reply, None)
+        total = cached_page.read_count(key, feed, sealed)
+        if isinstance(total, Missed):
+            return total
+        answer = cached_page.prove_range(key, total, entries, low=low, high=high, window=self.window)
+        return self.unless_older(org_id, feed, answer)
+
+    async def count(self, org_id: str, feed: int) -> Found | Missed:
+        """Return the feed's total alone, without entries: enough to know that a rendered page is still true."""
+        key = self.key(org_id)
+        if key is None:
+            return Missed(Miss.AWAY)
+        try:
+            (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
+        except FeedsAway:
+            return Missed(Miss.AWAY)
+        total = cached_page.read_count(key, feed, sealed)
+        return total if isinstance(total, Missed) else self.unless_older(org_id, feed, Found(total, []))
+
+    async def beyond(self, org_id: str, feed: int, skip: int) -> Found | Missed:
+        """Answer for a page that the window cannot hold: an empty one, or the total at which Postgres has it."""
+        answer = await self.count(org_id, feed)
+        if isinstance(answer, Missed) or skip >= answer.total:
+            return answer
+        return Missed(Miss.BEYOND, answer.total)
+
+    async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Newest]]) -> Newest:
+        """Read a feed from Postgres and put it into the cache; returns what was read last.
+
+        Reads again, three times at most, where something newer may have come while it read. Only what
+        `read_newest` raises is raised.
+        """
+        newest = None
+        for _ in range(TRIES):
+            fence = await self.fence(org_id, feed)
+            newest = await read_newest()
+            self.remember(org_id, feed, newest.total, of_ledger=True)
+            if fence is None or await self.put(fence, feed, newest):
+                break
+        assert newest is not None
+        return newest
+
+    async def fence(self, org_id: str, feed: int) -> Fence | None:
+        """Make sure of an organisation's hash before Postgres is read; None if there can be none now."""
+        for _ in range(2):
+            key = self.key(org_id)
+            if key is None:
+                return None
+            commands: list[Command] = [
+                ("HSETNX", key, "gen", token_hex(8)),
+                # Never extended: whatever was lost on the way is forgotten after this time.
+                ("EXPIRE", key, LIFETIME_S, "NX"),
+                ("HGET", key, "gen"),
+                ("HGET", key, feed),
+            ]
+            try:
+                *_, gen, sealed = await self.gathered.block(commands)
+                if isinstance(gen, bytes) and cached_page.read_count(key, feed, sealed) != Missed(Miss.CORRUPT):
+                    return Fence(key, gen)
+                await self.gathered.ask([("UNLINK", key)], atomic=False)
+            except FeedsAway:
+                return None
+        return None
+
+    async def put(self, fence: Fence, feed: int, newest: Newest) -> bool:
+        """Put what Postgres said, unless the fence has fallen; True also where there is no use in another try."""
+        start = cached_page.seed(fence.key)
+        entries = newest.entries[: self.window][::-1]
+        first = newest.total - len(entries) + 1
+        lines = [b"%d %s" % (first + i, cached_page.seal_json(start, json)) for i, json in enumerate(entries)]
+        keys = [fence.key, cached_page.list_key(fence.key, feed)]
+        try:
+            reply = await self.gathered.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
+        except FeedsAway:
+            return True
+        return reply != 0
+
+    def key(self, org_id: str) -> bytes | None:
+        """Return the key of an organisation's hash on the server that the next command goes to."""
+        epoch, server, stamped = self.stamped
+        if epoch is not self.epoch or server is not self.gathered.server:
+            epoch, server = self.epoch, self.gathered.server
+            stamped = None if epoch is None or server is None else cached_page.stamp(epoch, server)
+            self.stamped = (epoch, server, stamped)
+        return None if stamped is None else cached_page.hash_key(stamped, org_id)
+
+    def unless_older(self, org_id: str, feed: int, answer: Found | Missed) -> Found | Missed:
+        """Return an answer, unless this process has served a newer one."""
+        if answer.total is None:
+            return answer
+        seen = self.seen.get((org_id, feed))
+        if seen is not None and answer.total < seen.total:
+            return Missed(Miss.OLDER)
+        self.remember(org_id, feed, answer.total)
+        return answer
+
+    def remember(self, org_id: str, feed: int, total: int, *, of_ledger: bool = False) -> None:
+        """Note what was served. A lower total counts only when the ledger itself says so, in a later epoch."""
+        seen = self.seen.pop((org_id, feed), None)
+        if seen is not None and not (of_ledger and seen.epoch != self.epoch):
+            total = max(total, seen.total)
+        self.seen[org_id, feed] = Seen(self.epoch, total)
+        if len(self.seen) > REMEMBERED:
+            self.seen.popitem(last=False)
+
+    async def learn_epoch(self) -> None:
+        """Ask Postgres for the epoch; FeedsAway if it has none to tell."""
+        async with self.learning:
+            try:
+                async with asyncio.timeout(EPOCH_WITHIN_S):
+                    epoch = await self.read_epoch()
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                raise FeedsAway(f"no epoch: {error}") from error
+            if epoch != self.epoch:
+                self.epoch = epoch
+
+    async def keep_epoch(self) -> None:
+        """Learn the epoch again and again. While Postgres is down nothing can be committed: the last one holds."""
+        while True:
+            await asyncio.sleep(EPOCH_EVERY_S)
+            with contextlib.suppress(FeedsAway):
+                await self.learn_epoch()

@@ -1,0 +1,120 @@
+"""What goes over one connection to Redis, for many requests at once?"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import hiredis
+
+from feeds.cached_page import FeedsAway
+from feeds.scripts import Command
+
+Replies = list[object]
+
+MULTI = hiredis.pack_command(("MULTI",))
+EXEC = hiredis.pack_command(("EXEC",))
+MAX_WAITING = 10_000
+"""How many requests may wait for their replies; more are refused."""
+
+
+class Waiting(NamedTuple):
+    """A request on its way: how many replies are its own, and by when they must be here."""
+
+    replies: asyncio.Future[Replies]
+    wanted: int
+    deadline: float
+
+
+class Wire(asyncio.Protocol):
+    """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts all off."""
+
+    def __init__(self, reply_within_s: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.reply_within_s = reply_within_s
+        self.reader = hiredis.Reader()
+        self.waiting: deque[Waiting] = deque()
+        self.received: Replies = []
+        self.unsent: list[bytes] = []
+        self.alarm: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[str] = self.loop.create_future()
+
+    def send(self, commands: Iterable[Command], *, atomic: bool) -> asyncio.Future[Replies]:
+        """Send commands, as one MULTI block if `atomic`; the replies come in their order, errors among them."""
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub knows 1-tuples alone
+        if atomic:
+            packed = [MULTI, *packed, EXEC]
+        future: asyncio.Future[Replies] = self.loop.create_future()
+        if self.lost.done() or len(self.waiting) >= MAX_WAITING:
+            future.set_exception(FeedsAway("the connection is lost" if self.lost.done() else "too many requests wait"))
+            return future
+        if not self.unsent:
+            self.loop.call_soon(self.flush)
+        self.unsent += packed
+        self.waiting.append(Waiting(future, len(packed), self.loop.time() + self.reply_within_s))
+        if self.alarm is None:
+            self.alarm = self.loop.call_later(self.reply_within_s, self.check)
+        return future
+
+    def flush(self) -> None:
+        """Write what this turn of the event loop has gathered."""
+        unsent, self.unsent = self.unsent, []
+        if self.transport is not None and not self.lost.done():
+            self.transport.write(b"".join(unsent))
+
+    def check(self) -> None:
+        """Cut the connection if its oldest request waits for too long."""
+        self.alarm = None
+        if not self.waiting:
+            return
+        left_s = self.waiting[0].deadline - self.loop.time()
+        if left_s <= 0:
+            self.cut("no reply in time")
+        else:
+            self.alarm = self.loop.call_later(left_s, self.check)
+
+    def cut(self, reason: str) -> None:
+        """Give up the connection and fail all that wait."""
+        if self.lost.done():
+            return
+        self.lost.set_result(reason)
+        if self.alarm is not None:
+            self.alarm.cancel()
+        if self.transport is not None:
+            self.transport.abort()
+        for request in self.waiting:
+            if not request.replies.done():
+                request.replies.set_exception(FeedsAway(reason))
+        self.waiting.clear()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep where to write to."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail all that wait."""
+        self.cut(str(exc or "the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the replies that are complete."""
+        try:
+            self.reader.feed(data)
+            while (reply := self.reader.gets()) is not False:
+                self.receive(reply)
+        except hiredis.ProtocolError as error:
+            self.cut(str(error))
+
+    def receive(self, reply: object) -> None:
+        """Add a reply to those of the oldest request, which may complete it."""
+        if not self.waiting:
+            self.cut("a reply that nobody asked for")
+            return
+        self.received.append(reply)
+        request = self.waiting[0]
+        if len(self.received) == request.wanted:
+            self.waiting.popleft()
+            received, self.received = self.received, []
+            if not request.replies.done():
+                request.replies.set_result(received)
