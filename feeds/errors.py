@@ -87,3 +87,11 @@ class MethodNotAllowed(Problem):
     code = "method_not_allowed"
     message = "This path answers to GET and HEAD alone"
     headers = ((b"allow", b"GET, HEAD"),)
+
+
+class RateLimited(Problem):
+    """Over the key's rate. Wait as `Retry-After` says."""
+
+    status = 429
+    code = "rate_limited"
+    message = "Too many requests for this key"

@@ -1,0 +1,133 @@
+"""Which paths does the endpoint answer, and what does it need for that? The ASGI app."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from feeds.cursor import Seal
+from feeds.errors import Failed, MethodNotAllowed, NotFound, Problem
+from feeds.feed import Feeds
+from feeds.flight import Flights
+from feeds.identity import Identities
+from feeds.openapi import describe
+from feeds.postgres import Postgres, PostgresAway
+from feeds.schema import SQL as SCHEMA_SQL
+from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
+from feeds.settings import ReaderSettings, reader_settings
+from feeds.store import Store
+from feeds.usage import Serving, show_problem, usage
+
+log = logging.getLogger(__name__)
+
+USAGE_PATH = "/credits/usage"
+NOTE_USES_EVERY_S = 5.0
+
+
+class App:
+    """Takes pages around Starlette, whose routing costs more than they do."""
+
+    def __init__(self, around: Starlette) -> None:
+        self._around = around
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or live one life."""
+        if scope["type"] == "http" and scope["path"] == USAGE_PATH:
+            await usage(scope, receive, send)
+        else:
+            await self._around(scope, receive, send)
+
+
+def read_facts(settings: ReaderSettings) -> Ledger:
+    """Return what is true of the ledger. Raises `UnusableSetup`, or psycopg's errors where it cannot be reached."""
+    with psycopg.connect(settings.reader_database_url, connect_timeout=5) as connection:
+        return check_ledger(connection, settings)
+
+
+@asynccontextmanager
+async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
+    """Read the settings, check the ledger, and hold what answers are made from."""
+    settings = reader_settings()
+    ledger = await asyncio.to_thread(read_facts, settings)
+    postgres, flights = Postgres(settings.reader_database_url), Flights()
+    identities = Identities(postgres, flights)
+    feeds = Feeds(Store(postgres, ledger.usage_numbers), flights)
+    noting = asyncio.create_task(keep_noting(identities))
+    try:
+        yield {
+            "serving": Serving(Seal(ledger.cursor_secret, ledger.usage_numbers), feeds, identities),
+            "postgres": postgres,
+            "openapi": describe(ledger.usage_kinds),
+        }
+    finally:
+        noting.cancel()
+        with suppress(asyncio.CancelledError):
+            await noting
+        await identities.note_uses()
+        await postgres.close()
+
+
+async def keep_noting(identities: Identities) -> None:
+    """Write down which keys were used, now and then."""
+    while True:
+        await asyncio.sleep(NOTE_USES_EVERY_S)
+        await identities.note_uses()
+
+
+async def livez(_request: Request) -> Response:
+    """Say that the process answers."""
+    return JSONResponse({"status": "alive"})
+
+
+async def readyz(request: Request) -> Response:
+    """Say whether Postgres answers, with the schema that this program knows."""
+    try:
+        [row] = await request.state.postgres.fetch(SCHEMA_SQL["read_version"], {})
+        check_version(row[0])
+    except PostgresAway:
+        return JSONResponse({"status": "unready", "reason": "Postgres gave no answer"}, 503)
+    except UnusableSetup as unusable:
+        return JSONResponse({"status": "unready", "reason": str(unusable)}, 503)
+    return JSONResponse({"status": "ready"})
+
+
+async def openapi(request: Request) -> Response:
+    """Return the description of this interface."""
+    return JSONResponse(request.state.openapi)
+
+
+def refuse_with(problem: type[Problem]) -> Any:
+    """Return a handler that gives Starlette's own refusals our envelope."""
+
+    async def refuse(_request: Request, _error: Exception) -> Response:
+        status, headers, body = show_problem(problem())
+        answer = Response(body, status)
+        answer.raw_headers = headers
+        return answer
+
+    return refuse
+
+
+app = App(
+    Starlette(
+        routes=[
+            Route("/openapi.json", openapi),
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+        ],
+        exception_handlers={
+            404: refuse_with(NotFound),
+            405: refuse_with(MethodNotAllowed),
+            500: refuse_with(Failed),
+        },
+        lifespan=live,
+    )
+)

@@ -1,0 +1,18 @@
+-- name: find_identity
+-- What a key grants, and its person's role in the organisation that is asked about.
+-- `is_use_due`: the note of its last use is a minute old.
+SELECT
+    api_keys.digest, api_keys.key_id, api_keys.org_id, api_keys.permissions, api_keys.expires_at,
+    api_keys.revoked_at IS NOT NULL OR COALESCE(api_keys.expires_at <= clock_timestamp(), false) AS has_ended,
+    members.role,
+    COALESCE(api_keys.last_used_at <= clock_timestamp() - interval '1 minute', true) AS is_use_due
+FROM api_keys
+LEFT JOIN members ON members.user_id = api_keys.user_id AND members.org_id = %(org_id)s
+WHERE api_keys.digest = %(digest)s;
+
+-- name: note_uses
+-- The keys' last use, at most once a minute for each.
+UPDATE api_keys
+SET last_used_at = clock_timestamp()
+WHERE key_id = ANY(%(key_ids)s)
+    AND COALESCE(last_used_at <= clock_timestamp() - interval '1 minute', true);

@@ -1,0 +1,250 @@
+"""How is the interface described to machines? OpenAPI 3.1, from these models."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from feeds import errors
+from feeds.cursor import CURSOR_CHARS
+from feeds.errors import Problem
+from feeds.movement import Kind
+from feeds.query import LIMIT_DEFAULT, LIMIT_MAX, PAGE_MAX
+
+Json = dict[str, Any]
+
+CURSOR_EXAMPLE = "AAAAAAAAAAAAAABQQAAAAAAAAAD0c2VhbGVkLWV4YW1wbGUt"
+ENTRY_EXAMPLE: Json = {
+    "object": "credit_entry",
+    "id": "cent_01h455vb4pex5vsknk084sn02q",
+    "kind": "consume",
+    "credits": -10,
+    "usage_kind": "ai_usage",
+    "usage_ref": "usage_01h455vb4pex5vsknk084sn02q",
+    "created_at": "2026-06-01T10:00:00Z",
+}
+PAGES_EXAMPLE: Json = {
+    "object": "cursor",
+    "page": 2,
+    "limit": 20,
+    "total_items": 100,
+    "total_pages": 5,
+    "has_next": True,
+    "has_prev": True,
+    "direction": "next",
+    "cursor": CURSOR_EXAMPLE,
+    "next_cursor": CURSOR_EXAMPLE,
+    "prev_cursor": CURSOR_EXAMPLE,
+}
+
+
+class CreditEntry(BaseModel):
+    """One line of the credit ledger, never changed once written."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ENTRY_EXAMPLE]})
+
+    object: Literal["credit_entry"]
+    id: Annotated[str, Field(pattern="^cent_[0-7][0-9a-hjkmnp-tv-z]{25}$", description="A TypeID.")]
+    kind: Annotated[Kind, Field(description="Why credits moved.")]
+    credits: Annotated[int, Field(description="Signed: positive for allot, negative for all others.")]
+    usage_kind: Annotated[str, Field(default=..., description="On consume and overflow alone.")]
+    usage_ref: Annotated[
+        str, Field(description="The usage's ref on consume and overflow, the grant's on allot, expire and revoke.")
+    ]
+    created_at: Annotated[AwareDatetime, Field(description="When the line was recorded, in UTC.")]
+
+
+class Pages(BaseModel):
+    """Where the page stands in its feed, and what is beside it. Counts are of the same moment as the items."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [PAGES_EXAMPLE]})
+
+    object: Literal["cursor"]
+    page: Annotated[int, Field(ge=1, description="For a cursor: where its first item now stands.")]
+    limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)]
+    total_items: Annotated[int, Field(ge=0)]
+    total_pages: Annotated[int, Field(ge=0)]
+    has_next: bool
+    has_prev: bool
+    direction: Annotated[Literal["next", "prev"], Field(description="As the cursor was followed.")]
+    cursor: Annotated[str | None, Field(description="Gives this very page again.")]
+    next_cursor: Annotated[str | None, Field(description="Older lines; null where there are none.")]
+    prev_cursor: Annotated[str | None, Field(description="Newer lines; null where there are none.")]
+
+
+class CreditList(BaseModel):
+    """A page of an organisation's credit activity, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: Literal["list"]
+    items: Annotated[list[CreditEntry], Field(max_length=LIMIT_MAX)]
+    pages: Pages
+
+
+class Error(BaseModel):
+    """What is answered in place of a page."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: Literal["error"]
+    code: str
+    message: str
+    fields: Annotated[dict[str, str], Field(default=..., description="Which parameter or header is at fault.")]
+
+
+class Health(BaseModel):
+    """What a probe is told."""
+
+    status: Literal["alive", "ready", "unready"]
+    reason: Annotated[str, Field(default=...)]
+
+
+MODELS = (CreditList, Error, Health)
+OPTIONAL = {"CreditEntry": "usage_kind", "Error": "fields", "Health": "reason"}
+"""Members that are left out where they do not apply, and are never null."""
+
+
+def describe(usage_kinds: Sequence[str]) -> Json:
+    """Return the OpenAPI document for a ledger with these usage kinds."""
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in MODELS], ref_template="#/components/schemas/{model}"
+    )
+    schemas = definitions["$defs"]
+    for model, member in OPTIONAL.items():
+        schemas[model]["required"].remove(member)
+    schemas["CreditEntry"]["properties"]["usage_kind"]["enum"] = list(usage_kinds)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "usage-feeds", "version": own_version(), "summary": "Every customer's credit activity."},
+        "paths": {
+            "/credits/usage": {method: describe_usage(method, usage_kinds) for method in ("get", "head")},
+            "/livez": {"get": describe_probe("livez", "The process answers")},
+            "/readyz": {"get": describe_probe("readyz", "Postgres answers, with the schema that this program knows")},
+        },
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "ufk_…"}},
+        },
+    }
+
+
+def own_version() -> str:
+    """Return this program's version; none is installed where it runs from a checkout."""
+    try:
+        return version("usage-feeds")
+    except PackageNotFoundError:
+        return "0"
+
+
+def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
+    """Return the operation that lists credit activity."""
+    return {
+        "operationId": "list_credit_activity" if method == "get" else "head_credit_activity",
+        "summary": "List credit activity" if method == "get" else "The headers of the same page",
+        "security": [{"key": []}],
+        "parameters": [*describe_parameters(usage_kinds), *describe_headers()],
+        "responses": {
+            "200": describe_page(),
+            "304": {"description": "The page is still the one named by If-None-Match", "headers": page_headers()},
+            "400": describe_refusals(errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
+            "401": describe_refusals(errors.IdentityMissing),
+            "403": describe_refusals(errors.Forbidden),
+            "429": describe_rate_limited(),
+            "500": describe_refusals(errors.Failed),
+        },
+    }
+
+
+def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
+    """Return the query's parameters. An empty value is an absent one."""
+    cursor = {"type": "string", "minLength": CURSOR_CHARS, "maxLength": CURSOR_CHARS, "pattern": "^[A-Za-z0-9_-]+$"}
+    schemas: dict[str, tuple[str, Json]] = {
+        "kind": ("Why credits moved.", {"type": "string", "enum": [kind.value for kind in Kind]}),
+        "usage_kind": ("What credits were used for.", {"type": "string", "enum": list(usage_kinds)}),
+        "page": (
+            "Counted from the newest lines. Not together with `cursor`.",
+            {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 1},
+        ),
+        "limit": (
+            "Items on a page.",
+            {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
+        ),
+        "cursor": ("From an earlier answer of the same feed, in place of `page`.", cursor),
+    }
+    return [
+        {"name": name, "in": "query", "description": description, "schema": schema}
+        for name, (description, schema) in schemas.items()
+    ]
+
+
+def describe_headers() -> list[Json]:
+    """Return the request's headers, but for the key."""
+    org_id = {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,64}$"}
+    return [
+        {
+            "name": "X-Org-ID",
+            "in": "header",
+            "description": "The organisation that is asked about. Needed with a personal key.",
+            "schema": org_id,
+        },
+        {
+            "name": "If-None-Match",
+            "in": "header",
+            "description": "An ETag, a list of them, or `*`.",
+            "schema": {"type": "string"},
+        },
+    ]
+
+
+def describe_page() -> Json:
+    """Return the answer with a page."""
+    example = {"object": "list", "items": [ENTRY_EXAMPLE], "pages": PAGES_EXAMPLE}
+    schema = {"$ref": "#/components/schemas/CreditList"}
+    return {
+        "description": "A page of one moment, newest first",
+        "headers": page_headers(),
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+
+
+def page_headers() -> Json:
+    """Return the headers of a page."""
+    return {
+        "ETag": {"description": "Strong.", "schema": {"type": "string"}},
+        "Cache-Control": {"schema": {"const": "private, no-cache"}},
+        "Vary": {"schema": {"const": "Authorization, X-Org-ID"}},
+    }
+
+
+def describe_refusals(*problems: type[Problem]) -> Json:
+    """Return the answers that share a status."""
+    examples = {
+        problem.code: {"value": {"object": "error", "code": problem.code, "message": problem.message}}
+        for problem in problems
+    }
+    described: Json = {
+        "description": "; or ".join((problem.__doc__ or "").splitlines()[0] for problem in problems),
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}, "examples": examples}},
+    }
+    for name, value in problems[0].headers:
+        described["headers"] = {name.decode().title(): {"schema": {"const": value.decode()}}}
+    return described
+
+
+def describe_rate_limited() -> Json:
+    """Return the answer to a key that is over its rate, where it has one."""
+    described = describe_refusals(errors.RateLimited)
+    described["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+    return described
+
+
+def describe_probe(name: str, promise: str) -> Json:
+    """Return the operation of a probe."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}}
+    answers: Json = {"200": {"description": promise, "content": content}}
+    if name == "readyz":
+        answers["503"] = {"description": "Not now, and why", "content": content}
+    return {"operationId": name, "summary": promise, "responses": answers}
