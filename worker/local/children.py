@@ -24,6 +24,7 @@ Idle = Callable[[float], object]
 """What to do while waiting, for about that many seconds: sleep, or pass on what children print."""
 
 PR_SET_PDEATHSIG = 1
+held_by_guard: list[int] = []
 POLL_S = 0.05
 
 
@@ -56,11 +57,16 @@ def account_named(name: str) -> Account | None:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
+def have_guard_hold(file: int) -> None:
+    """Let the guard keep a file open, and its lock, until our last child is gone. Call it before the first start."""
+    held_by_guard.append(file)
+
+
 @cache
 def guard() -> Process:
     """Start the guard of this process's children, once."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")  # noqa: S603 -- our own
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", pass_fds=held_by_guard)  # noqa: S603 -- our own
 
 
 def tell_guard(group: int, number: int) -> None:
@@ -88,7 +94,7 @@ def start(  # noqa: PLR0913 -- all but the first by name
 
     Call it from the main thread alone: the kernel's word is about the thread that forked.
     """
-    guard()
+    guard()  # before the child, lest it hold the child's own pipes
     process = subprocess.Popen(  # noqa: S603 -- no shell, and the words are ours
         command,
         cwd=cwd,

@@ -1,0 +1,127 @@
+"""What runs on one machine, and where is it found?"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from signal import SIGKILL, SIGQUIT, SIGTERM
+from urllib.request import urlopen
+
+import psycopg
+import redis
+from psycopg import sql
+
+from feeds.schema import UnusableSetup, read_ledger
+from feeds.settings import reader_settings
+from worker.local import postgres, valkey
+from worker.local.supervisor import Supervisor
+from worker.migrations.runner import migrate
+from worker.settings import worker_settings
+
+HOST = "127.0.0.1"
+DATABASE = "usage_feeds"
+
+
+class PortInUse(UnusableSetup):
+    """Something listens on the endpoint's port. Stop it, or choose another."""
+
+
+def require_port(port: int) -> None:
+    """Raise PortInUse unless the endpoint can listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PortInUse(f"Port {port} cannot be used ({error.strerror}): choose another by --port.") from None
+
+
+def start_servers(supervisor: Supervisor, state: Path) -> None:
+    """Start Postgres and Valkey, unless the environment names others, and put their addresses into the environment."""
+    if not os.environ.get("DATABASE_URL"):
+        supervisor.say("starting Postgres")
+        with supervisor.output("postgres") as output:
+            server = postgres.start_postgres(state / "postgres", output, idle=supervisor.pump)
+        supervisor.keep("postgres", server.process, postgres.SIGNALS, within_s=20)
+        os.environ["DATABASE_URL"] = create_database(server.url)
+    if not os.environ.get("REDIS_URL"):
+        supervisor.say("starting Valkey")
+        with supervisor.output("valkey") as output:
+            process, url = valkey.start_valkey(state / "valkey", output, idle=supervisor.pump)
+        supervisor.keep("valkey", process, valkey.SIGNALS, within_s=20)
+        os.environ["REDIS_URL"] = url
+    worker_settings.cache_clear()
+    reader_settings.cache_clear()
+
+
+def create_database(server_url: str) -> str:
+    """Make our database where it is missing, and return its URL."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+        if not found:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+    head, question_mark, query = server_url.partition("?")
+    return f"{head.rpartition('/')[0]}/{DATABASE}{question_mark}{query}"
+
+
+def prepare_ledger() -> None:
+    """Bring the schema up to date, see that Redis answers, and put the ledger's facts into the environment.
+
+    So a second run need not be told again what the first was told.
+    """
+    settings = worker_settings()
+    with redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as streams:
+        streams.ping()
+    with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
+        migrate(connection, settings)
+        with connection.cursor() as cursor:
+            ledger = read_ledger(cursor)
+    assert ledger
+    os.environ["EVENT_SHARDS"] = str(ledger.event_shards)
+    os.environ["USAGE_KINDS"] = ",".join(ledger.usage_kinds)
+    os.environ["EXPIRY_GRACE_S"] = str(ledger.expiry_grace_s)
+    worker_settings.cache_clear()
+    reader_settings.cache_clear()
+
+
+def start_processes(supervisor: Supervisor, state: Path, port: int) -> None:
+    """Start worker, endpoint and schedule, and wait until the first two are ready."""
+    celery = ("-m", "celery", "-A", "worker.tasks")
+    worker = supervisor.start(
+        "worker",
+        python(*celery, "worker", "--concurrency", "2", "--loglevel", "info"),
+        signals=(SIGTERM, SIGQUIT),
+        within_s=15,
+    )
+    endpoint = supervisor.start(
+        "endpoint", python("-m", "worker", "serve", "--port", str(port)), signals=(SIGTERM,), within_s=10
+    )
+    supervisor.wait_until_ready(worker, lambda: supervisor.has_printed("worker", b" ready."))
+    supervisor.wait_until_ready(endpoint, lambda: is_answering(endpoint_url(port) + "/livez"))
+    schedule_file = str(state / "beat-schedule")
+    supervisor.start("schedule", python(*celery, "beat", "-s", schedule_file), signals=(SIGTERM,), within_s=5)
+
+
+def start_demo(supervisor: Supervisor) -> None:
+    """Start the demo's traffic, and wait until its history is sent."""
+    demo = supervisor.start("demo", python("-m", "worker.local.demo"), signals=(SIGTERM, SIGKILL), within_s=2)
+    supervisor.wait_until_ready(demo, lambda: supervisor.has_printed("demo", b"history"))
+
+
+def endpoint_url(port: int) -> str:
+    """Return where the endpoint is found."""
+    return f"http://{HOST}:{port}"
+
+
+def python(*arguments: str) -> list[str]:
+    """Return the command that runs this very Python."""
+    return [sys.executable, *arguments]
+
+
+def is_answering(url: str) -> bool:
+    """Tell whether a URL is answered with 200."""
+    try:
+        with urlopen(url, timeout=1) as answer:  # noqa: S310 -- our own http URL
+            return bool(answer.status == 200)
+    except OSError:
+        return False
