@@ -46,7 +46,6 @@ def make_app(broker_url: str) -> Celery:
         broker_transport_options={"confirm_publish": True} if rabbit else REDIS_TRANSPORT,
         visibility_timeout=REDIS_TRANSPORT["visibility_timeout"],
         worker_enable_prefetch_count_reduction=not rabbit,
-        worker_hijack_root_logger=False,
         enable_utc=True,
     )
     return app

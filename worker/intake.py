@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -26,6 +26,7 @@ from worker.streams import AWAKE, AWAKE_MS, stream_of
 from worker.suspects import BATCH, Suspects, read_suspects
 
 SQL = load_queries(__file__)
+LOOK_AGAIN_S = 0.02
 
 
 class EventKills(EventRefused):
@@ -85,8 +86,11 @@ def drain(intake: Intake, until: float) -> None:
     shards = usable_shards(intake)
     while (left_s := until - monotonic()) > 0:
         waiting = wait(intake, shards, left_s)
-        if waiting and take_batch(intake, waiting) is Outcome.SURPLUS:
+        outcome = take_batch(intake, waiting) if waiting else None
+        if outcome is Outcome.SURPLUS:
             return
+        if outcome is Outcome.LEFTOVERS:
+            sleep(LOOK_AGAIN_S)
     leave(intake, shards)
 
 
@@ -131,15 +135,20 @@ def wait(intake: Intake, shards: Iterable[int], left_s: float) -> list[int]:
 def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
     """Post one batch from those waiting shards that nobody else holds; show it; delete it."""
     known = look(intake, waiting)
-    with intake.connection.transaction():
-        leases = lease(intake, known)
-        if not leases:
-            return Outcome.SURPLUS
-        taken = read(intake, leases, known)
-        if not taken:
-            return Outcome.LEFTOVERS
-        posted = post(intake, taken)
-        move_offsets(intake, taken)
+    taken: list[Taken] = []
+    try:
+        with intake.connection.transaction():
+            leases = lease(intake, known)
+            if not leases:
+                return Outcome.SURPLUS
+            taken = read(intake, leases, known)
+            if not taken:
+                return Outcome.LEFTOVERS
+            posted = post(intake, taken)
+            move_offsets(intake, taken)
+    except BaseException:
+        take_back(intake, taken)
+        raise
     intake.show(posted, any(part.repeated for part in taken))
     finish(intake, taken)
     intake.posted += sum(len(part.entries) for part in taken)
@@ -215,17 +224,13 @@ def order_of(entry_id: str) -> tuple[int, int]:
 
 def post(intake: Intake, taken: list[Taken]) -> Posted:
     """Post what was taken; an entry that keeps killing its process is buried instead."""
-    try:
-        guilty = [part.entries[0] for part in taken if part.before.guilty]
-        refusals = [Refusal(entry, EventKills("posting it ended the process three times")) for entry in guilty]
-        if refusals:
-            bury(intake.connection, refusals)
-        innocent = [entry for part in taken if not part.before.guilty for entry in part.entries]
-        posted = post_entries(intake.connection, intake.ledger, innocent)
-        posted.refusals += refusals
-    except BaseException:
-        take_back(intake, taken)
-        raise
+    guilty = [part.entries[0] for part in taken if part.before.guilty]
+    refusals = [Refusal(entry, EventKills("posting it ended the process three times")) for entry in guilty]
+    if refusals:
+        bury(intake.connection, refusals)
+    innocent = [entry for part in taken if not part.before.guilty for entry in part.entries]
+    posted = post_entries(intake.connection, intake.ledger, innocent)
+    posted.refusals += refusals
     return posted
 
 

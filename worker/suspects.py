@@ -6,7 +6,7 @@ times more is buried.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.client import Pipeline
 
@@ -70,4 +70,5 @@ def end(pipeline: Pipeline, shard: int, after: Suspects) -> None:
 
 def write(pipeline: Pipeline, shard: int, suspects: Suspects) -> None:
     """Put a shard's hash."""
-    pipeline.hset(key_of(shard), mapping=suspects._asdict())
+    fields: dict[Any, Any] = suspects._asdict()
+    pipeline.hset(key_of(shard), mapping=fields)

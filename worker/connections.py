@@ -1,0 +1,74 @@
+"""What does a process of the write side hold open?
+
+Each is opened when it is first asked for, so after Celery's fork, and kept for the process's life.
+"""
+
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+from redis import Redis
+
+from feeds.schema import Ledger, UnusableSetup, check_ledger
+from worker import streams as event_streams
+from worker.settings import WorkerSettings, worker_settings
+
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUTS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
+
+
+@cache
+def database() -> ConnectionPool[Connection[Any]]:
+    """Return the pool of this process: one connection, mended when it breaks."""
+    return ConnectionPool(
+        required(worker_settings().database_url, "DATABASE_URL"),
+        kwargs=connect_options(),
+        min_size=1,
+        max_size=1,
+        timeout=CONNECT_TIMEOUT_S,
+        open=True,
+        name="ledger",
+    )
+
+
+def connect_options() -> dict[str, Any]:
+    """Return how the worker connects: autocommit, nothing prepared (so that PgBouncer may sit between), time-outs."""
+    return {
+        "autocommit": True,
+        "prepare_threshold": None,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "options": STATEMENT_TIMEOUTS,
+    }
+
+
+@cache
+def streams() -> Redis:
+    """Return the streams' Redis."""
+    return event_streams.connect(required(worker_settings().redis_url, "REDIS_URL"))
+
+
+@cache
+def ledger() -> Ledger:
+    """Return the facts of the ledger, as they were when this process first looked."""
+    with database().connection() as connection:
+        return check_ledger(connection, worker_settings())
+
+
+def check_setup(settings: WorkerSettings) -> None:
+    """Raise UnusableSetup unless the ledger is there and is what the settings say."""
+    required(settings.redis_url, "REDIS_URL")
+    url = required(settings.database_url, "DATABASE_URL")
+    try:
+        with psycopg.connect(url, **connect_options()) as connection:
+            check_ledger(connection, settings)
+    except psycopg.OperationalError as error:
+        raise UnusableSetup(f"Postgres cannot be reached, check DATABASE_URL: {str(error).splitlines()[0]}") from None
+
+
+def required(url: str, variable: str) -> str:
+    """Return the URL, or raise UnusableSetup where there is none."""
+    if not url:
+        raise UnusableSetup(f"{variable} is not set and no `usage-feeds up` is running: set it, or start one.")
+    return url
