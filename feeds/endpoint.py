@@ -116,18 +116,15 @@ def refuse_with(problem: type[Problem]) -> Any:
     return refuse
 
 
-app = App(
-    Starlette(
-        routes=[
-            Route("/openapi.json", openapi),
-            Route("/livez", livez),
-            Route("/readyz", readyz),
-        ],
-        exception_handlers={
-            404: refuse_with(NotFound),
-            405: refuse_with(MethodNotAllowed),
-            500: refuse_with(Failed),
-        },
-        lifespan=live,
-    )
+around = Starlette(
+    routes=[Route("/openapi.json", openapi), Route("/livez", livez), Route("/readyz", readyz)],
+    exception_handlers={
+        404: refuse_with(NotFound),
+        405: refuse_with(MethodNotAllowed),
+        500: refuse_with(Failed),
+    },
+    lifespan=live,
 )
+around.router.redirect_slashes = False  # a path has one spelling
+
+app = App(around)

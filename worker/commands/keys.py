@@ -1,0 +1,120 @@
+"""`keys`: who may read."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+import click
+
+from feeds.keys import BILLING_READ, Key, create_key, list_keys, parse_key_id, revoke_key, show_key_id
+from feeds.movement import show_time
+from worker.commands import Failed
+from worker.commands.dead import Instant
+from worker.commands.output import json_option, show_document, show_rows
+from worker.commands.servers import open_ledger
+
+
+class Matching(click.ParamType[str]):
+    """A word of one form."""
+
+    def __init__(self, name: str, form: str) -> None:
+        self.name = name
+        self.form = form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word."""
+        if not re.fullmatch(self.form, value):
+            self.fail(f"{value!r} is not of the form {self.form}", param, ctx)
+        return str(value)
+
+
+ORG = Matching("org", "[A-Za-z0-9_.:-]{1,64}")
+USER = Matching("user", "[A-Za-z0-9_.:@+-]{1,128}")
+
+
+@click.group()
+def keys() -> None:
+    """Create, list and revoke API keys."""
+
+
+@keys.command()
+@click.option("--org", type=ORG, help="A key of this organisation, which becomes known by it.")
+@click.option("--user", type=USER, help="A personal key: it reads the organisations that its owner is a member of.")
+@click.option(
+    "--permission",
+    "permissions",
+    type=Matching("permission", "[a-z][a-z_]*:[a-z][a-z_]*"),
+    multiple=True,
+    default=(BILLING_READ,),
+    show_default=True,
+    help="What the key grants; may be repeated.",
+)
+@click.option("--expires-at", type=Instant(), metavar="TIME", help="When it ends, like 2027-01-31T00:00:00Z.")
+@json_option
+def create(
+    *, org: str | None, user: str | None, permissions: tuple[str, ...], expires_at: datetime | None, as_json: bool
+) -> None:
+    """Create a key. Its secret is shown this once, alone on the last line."""
+    if (org is None) == (user is None):
+        raise click.UsageError("Give either --org or --user.")
+    with open_ledger() as (connection, _):
+        key, secret = create_key(connection, org_id=org, user_id=user, permissions=permissions, expires_at=expires_at)
+    if as_json:
+        show_document(describe(key) | {"secret": secret})
+        return
+    ends = f", until {show_time(key.expires_at)}" if key.expires_at else ""
+    click.echo(f"{show_key_id(key.key_id)} of {key.org_id or key.user_id} grants {', '.join(key.permissions)}{ends}.")
+    click.echo("Its secret is shown this once:")
+    click.echo(secret)
+
+
+@keys.command("list")
+@json_option
+def list_(*, as_json: bool) -> None:
+    """List all keys, without their secrets."""
+    with open_ledger() as (connection, _):
+        found = [describe(key) for key in list_keys(connection)]
+    if as_json:
+        show_document({"keys": found})
+    elif found:
+        show_rows(list(found[0]), [[show_permissions(value) for value in key.values()] for key in found])
+    else:
+        click.echo("No keys.")
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@json_option
+def revoke(*, key_id: str, as_json: bool) -> None:
+    """Revoke a key: it is refused everywhere within 10 seconds, for ever."""
+    try:
+        parsed = parse_key_id(key_id)
+    except ValueError:
+        raise click.UsageError(f"{key_id!r} is no key's ID: see `usage-feeds keys list`.") from None
+    with open_ledger() as (connection, _):
+        key = revoke_key(connection, parsed)
+    if key is None:
+        raise Failed(f"No key {key_id}: see `usage-feeds keys list`.")
+    if as_json:
+        show_document(describe(key))
+    else:
+        click.echo(f"{key_id} is revoked.")
+
+
+def describe(key: Key) -> dict[str, Any]:
+    """Return what may be shown of a key."""
+    return {
+        "id": show_key_id(key.key_id),
+        "org": key.org_id,
+        "user": key.user_id,
+        "permissions": key.permissions,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "last_used_at": key.last_used_at,
+    }
+
+
+def show_permissions(value: object) -> object:
+    """Return a table's cell: a list as its words."""
+    return " ".join(value) if isinstance(value, list) else value

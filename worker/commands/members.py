@@ -1,0 +1,45 @@
+"""`members`: which person may act for which organisation."""
+
+import click
+
+from feeds.keys import ROLES, remove_member, set_member
+from worker.commands import Failed
+from worker.commands.keys import ORG, USER
+from worker.commands.output import json_option, show_document
+from worker.commands.servers import open_ledger
+
+
+@click.group()
+def members() -> None:
+    """Say who may act for an organisation, with a personal key."""
+
+
+@members.command("set")
+@click.argument("org", type=ORG)
+@click.argument("user", type=USER)
+@click.argument("role", type=click.Choice(ROLES))
+@json_option
+def set_(*, org: str, user: str, role: str, as_json: bool) -> None:
+    """Give a person a role: owner, admin and billing may read, member may not."""
+    with open_ledger() as (connection, _):
+        set_member(connection, org, user, role)
+    if as_json:
+        show_document({"org": org, "user": user, "role": role})
+    else:
+        click.echo(f"{user} is {role} of {org}.")
+
+
+@members.command()
+@click.argument("org", type=ORG)
+@click.argument("user", type=USER)
+@json_option
+def remove(*, org: str, user: str, as_json: bool) -> None:
+    """End a membership."""
+    with open_ledger() as (connection, _):
+        was_member = remove_member(connection, org, user)
+    if not was_member:
+        raise Failed(f"{user} is no member of {org}.")
+    if as_json:
+        show_document({"org": org, "user": user, "role": None})
+    else:
+        click.echo(f"{user} is no longer a member of {org}.")

@@ -1,0 +1,100 @@
+"""`serve`: the endpoint."""
+
+import asyncio
+import logging
+import signal
+import socket
+
+import click
+from granian.constants import HTTPModes, Interfaces
+from granian.errors import FatalError
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from feeds.endpoint import app
+from feeds.schema import check_ledger
+from feeds.settings import reader_settings
+from worker.commands import Stopped
+from worker.commands.servers import open_database
+
+BACKLOG = 1024
+AT_ONCE = 512
+"""Requests; more wait in their sockets."""
+REQUEST_BYTES = 32 * 1024
+"""Of a request's line and headers."""
+HEADERS_WITHIN_MS = 10_000
+STOP_WITHIN_S = 8.0
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+def serve(*, host: str, port: int) -> None:
+    """Run the endpoint: `GET /credits/usage`, `/openapi.json`, `/livez` and `/readyz`.
+
+    One process. To use more cores, run more of them, each at a port of its own.
+    """
+    settings = reader_settings()
+    with open_database(settings.reader_database_url) as connection:
+        check_ledger(connection, settings)
+    address = require_free(host, port)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(run(address, port))
+    except FatalError as error:
+        raise Stopped("The endpoint could not start: the line above says why.") from error
+
+
+async def run(address: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT. Requests under way are answered first.
+
+    In this very process: granian's usual main process leaves its worker running when it is killed.
+    """
+    server = Server(
+        app,
+        address=address,
+        port=port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=AT_ONCE,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADERS_WITHIN_MS, max_buffer_size=REQUEST_BYTES),
+        log_level=LogLevels.error,  # not its warning that this way of running it is new
+    )
+    server.on_startup(lambda: click.echo(f"The endpoint listens at http://{show_host(address)}:{port}"))
+    serving = asyncio.create_task(server.serve())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, server, serving)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        click.echo(f"Requests were still under way after {STOP_WITHIN_S:.0f} s.", err=True)
+
+
+def stop(server: Server, serving: asyncio.Task[None]) -> None:
+    """End the server, and its patience."""
+    server.stop()  # type: ignore[no-untyped-call]
+    asyncio.get_running_loop().call_later(STOP_WITHIN_S, serving.cancel)
+
+
+def require_free(host: str, port: int) -> str:
+    """Return the host's address. Raises unless the port is free: granian would share it with another of its kind."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+            return str(address[0])
+    except OSError as error:
+        raise Stopped(
+            f"{show_host(host)}:{port} cannot be listened at: {error.strerror or error}: give another --host or --port."
+        ) from None
+
+
+def show_host(host: str) -> str:
+    """Return a host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
