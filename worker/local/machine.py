@@ -86,10 +86,11 @@ def prepare_ledger() -> None:
 
 def start_processes(supervisor: Supervisor, state: Path, port: int) -> None:
     """Start worker, endpoint and schedule, and wait until the first two are ready."""
+    quiet = ("-W", "ignore:You're running the worker with superuser privileges")  # so it does, where `up` itself does
     celery = ("-m", "celery", "-A", "worker.tasks")
     worker = supervisor.start(
         "worker",
-        python(*celery, "worker", "--concurrency", "2", "--loglevel", "info"),
+        python(*quiet, *celery, "worker", "--concurrency", "2", "--loglevel", "info"),
         signals=(SIGTERM, SIGQUIT),
         within_s=15,
     )

@@ -134,6 +134,7 @@ def start_program(program: Path, folder: Path, access: Access, output: int | IO[
         "appendfsync everysec",
         'save ""',
         "maxmemory-policy noeviction",
+        "loglevel warning",
         "daemonize no",
     )
     read_end, write_end = os.pipe()
