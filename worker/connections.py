@@ -13,7 +13,7 @@ from redis import Redis
 
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker import streams as event_streams
-from worker.settings import WorkerSettings, worker_settings
+from worker.settings import worker_settings
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUTS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
@@ -51,18 +51,16 @@ def streams() -> Redis:
 
 @cache
 def ledger() -> Ledger:
-    """Return the facts of the ledger, as they were when this process first looked."""
-    with database().connection() as connection:
-        return check_ledger(connection, worker_settings())
+    """Return the facts of the ledger, as they were when this process first looked.
 
-
-def check_setup(settings: WorkerSettings) -> None:
-    """Raise UnusableSetup unless the ledger is there and is what the settings say."""
+    Raises UnusableSetup unless the ledger is there and is what the settings say.
+    """
+    settings = worker_settings()
     required(settings.redis_url, "REDIS_URL")
     url = required(settings.database_url, "DATABASE_URL")
     try:
         with psycopg.connect(url, **connect_options()) as connection:
-            check_ledger(connection, settings)
+            return check_ledger(connection, settings)
     except psycopg.OperationalError as error:
         raise UnusableSetup(f"Postgres cannot be reached, check DATABASE_URL: {str(error).splitlines()[0]}") from None
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from feeds.schema import UnusableSetup
 from worker import broker, intake
-from worker.connections import check_setup, database, ledger, streams
+from worker.connections import database, ledger, streams
 from worker.ledger import Posted
 from worker.settings import worker_settings
 from worker.streams import add_once, place
@@ -110,7 +110,7 @@ def first_line(error: Exception) -> str:
 def refuse_to_start(**_: Any) -> None:
     """End the process, with one line, where the ledger is not what the environment says."""
     try:
-        check_setup(worker_settings())
+        ledger()
     except UnusableSetup as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None

@@ -1,0 +1,53 @@
+"""An event goes in through each door, and comes out of the ledger, by real processes."""
+
+import json
+
+import psycopg
+import pytest
+import redis
+
+from worker.broker import make_app
+from worker.producer import Producer
+from worker.streams import shard_of, stream_of
+from worker.sweep import SWEPT
+
+
+@pytest.fixture
+def count_lines(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield lambda: connection.execute("SELECT count(*) FROM movements").fetchone()[0]
+
+
+def usage(ref, org_id="org_a"):
+    return {"type": "usage", "org_id": org_id, "usage_ref": ref, "usage_kind": "ai_usage", "credits": 3}
+
+
+def test_a_producer_is_posted_within_a_second_without_a_schedule(processes, environment, redis_url, count_lines, wait_until):
+    processes.worker()
+    with Producer(redis_url) as producer:
+        producer.grant("org_a", "g", 5, "plan")
+        producer.usage("org_a", "u", "ai_usage", 7)
+        wait_until(lambda: count_lines() == 3, within_s=2)
+
+
+def test_a_plain_xadd_is_posted_within_three_seconds(processes, environment, redis_url, count_lines, wait_until):
+    processes.worker()
+    processes.schedule()
+    with redis.Redis.from_url(redis_url) as client:
+        wait_until(lambda: client.exists(SWEPT), within_s=20)
+        client.xadd(stream_of(shard_of("org_a", 8)), {"event": json.dumps(usage("u"))})
+        wait_until(lambda: count_lines() == 1, within_s=3)
+
+
+def test_the_celery_task_posts_a_list_and_what_is_none_becomes_a_dead_letter(
+    processes, environment, database_url, redis_url, count_lines, wait_until
+):
+    processes.worker()
+    with make_app(redis_url) as app:
+        app.send_task("events.post", args=[[usage("u1"), usage("u2"), {"type": "nonsense"}, 7]], queue="events")
+        app.send_task("events.post", args=["nonsense", 5], kwargs={"a": 1}, queue="events")
+    wait_until(lambda: count_lines() == 2, within_s=5)
+    with psycopg.connect(database_url) as connection:
+        def dead():
+            return connection.execute("SELECT count(*) FROM dead_letters").fetchone()[0]
+        wait_until(lambda: dead() == 3, within_s=5)
