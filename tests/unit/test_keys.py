@@ -1,0 +1,44 @@
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feeds.keys import BASE62, digest_of, is_well_formed, new_secret, parse_key_id, show_key_id
+
+
+def test_a_fresh_secret_is_recognisable_and_never_the_same():
+    secrets = {new_secret() for _ in range(1000)}
+
+    assert len(secrets) == 1000
+    assert all(re.fullmatch("ufk_[0-9A-Za-z]{36}", secret) and is_well_formed(secret) for secret in secrets)
+
+
+@given(place=st.integers(0, 39), character=st.sampled_from(BASE62 + "_-\0é"))
+def test_a_mistyped_secret_is_told_by_its_checksum(place, character):
+    secret = new_secret()
+    mistyped = secret[:place] + character + secret[place + 1 :]
+
+    assert is_well_formed(mistyped) == (mistyped == secret)
+
+
+@given(text=st.text())
+def test_whatever_is_no_secret_is_not_taken_for_one(text):
+    assert not is_well_formed(text)
+
+
+def test_two_swapped_characters_are_noticed():
+    secret = next(secret for secret in iter(new_secret, "") if secret[10] != secret[11])
+
+    assert not is_well_formed(secret[:10] + secret[11] + secret[10] + secret[12:])
+
+
+def test_what_is_stored_is_not_the_secret():
+    secret = new_secret()
+
+    assert len(digest_of(secret)) == 32
+    assert secret.encode() not in digest_of(secret)
+
+
+@given(key_id=st.uuids())
+def test_a_key_id_is_read_as_it_is_shown(key_id):
+    assert parse_key_id(show_key_id(key_id)) == key_id
