@@ -1,6 +1,6 @@
 """Which events could not be posted, and what becomes of them?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -8,8 +8,14 @@ from psycopg import Connection
 from psycopg.rows import class_row, scalar_row
 
 from feeds.queries import load_queries
+from feeds.schema import Ledger
+from worker.entries import Entry
+from worker.events import EventRefused, EventTooLarge
+from worker.ledger import Posted, post_entries
 
 SQL = load_queries(__file__)
+
+REPLAYED_AT_ONCE = 500
 
 
 class DeadLetter(NamedTuple):
@@ -61,3 +67,51 @@ def discard_buried_before(connection: Connection[Any], before: datetime | None =
     """Forget those buried before an instant, or all, for ever; return their ids."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(SQL["discard_buried_before"], {"before": before}).fetchall()
+
+
+class Replayed(NamedTuple):
+    """The ids of those that are posted now, and of those that were refused again, each with the reason."""
+
+    posted: list[int]
+    refused: dict[int, EventRefused]
+
+
+def replay(
+    connection: Connection[Any],
+    ledger: Ledger,
+    dead_letter_ids: Sequence[int],
+    show: Callable[[Posted, bool], None],
+) -> Replayed:
+    """Post dead letters again, oldest first, as the entries that they were; those posted are dead letters no more.
+
+    They are forgotten last: who dies before can do it again, and every ref is posted once. `show` is
+    told that feeds may lack earlier lines, as those of a first, dead attempt.
+    """
+    outcome = Replayed([], {})
+    ordered = sorted(set(dead_letter_ids))
+    for start in range(0, len(ordered), REPLAYED_AT_ONCE):
+        letters = find_dead_letters(connection, ordered[start : start + REPLAYED_AT_ONCE])
+        refused = {letter.dead_letter_id: too_large() for letter in letters if letter.raw_bytes > len(letter.raw)}
+        whole = {entry_of(letter): letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused}
+        with connection.transaction():
+            posted = post_entries(connection, ledger, list(whole), again=True)
+        show(posted, True)
+        refused |= {whole[refusal.entry]: refusal.reason for refusal in posted.refusals}
+        outcome.refused.update(refused)
+        outcome.posted.extend(discard_dead_letters(connection, unrefused(letters, refused)))
+    return outcome
+
+
+def entry_of(letter: DeadLetter) -> Entry:
+    """Return the entry that a dead letter was."""
+    return Entry(letter.stream, letter.entry_id, letter.raw)
+
+
+def too_large() -> EventRefused:
+    """Say why an event of which only the beginning was kept cannot be posted."""
+    return EventTooLarge("only its first 64 KiB were kept")
+
+
+def unrefused(letters: Iterable[DeadLetter], refused: dict[int, EventRefused]) -> list[int]:
+    """Return the ids of the others."""
+    return [letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused]

@@ -1,5 +1,6 @@
 """`dead`: events that could not be posted."""
 
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -72,11 +73,43 @@ def show(*, dead_letter_id: int, as_json: bool) -> None:
 @dead.command()
 @ids_argument
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@json_option
+def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool) -> None:
+    """Post dead letters again, by ID or all, oldest first; exit 1 if any is refused again.
+
+    Doing it twice is harmless: every ref is posted once.
+    """
+    # Imported here: only a replay posts.
+    from worker.tasks import show as show_in_feeds  # noqa: PLC0415
+
+    if bool(dead_letter_ids) == everything:
+        raise click.UsageError("Give either IDs or --all.")
+    with open_ledger() as (connection, ledger):
+        if dead_letter_ids:
+            find(connection, dead_letter_ids)
+        ids = dead_letter_ids or dead_letters.list_dead_letter_ids(connection)
+        outcome = dead_letters.replay(connection, ledger, ids, show_in_feeds)
+    refused = [
+        {"dead_letter_id": id_, "code": why.code, "message": why.message} for id_, why in outcome.refused.items()
+    ]
+    if as_json:
+        show_document({"posted": outcome.posted, "refused": refused})
+    else:
+        for row in refused:
+            click.echo(f"{row['dead_letter_id']}: {row['code']}: {row['message']}", err=True)
+        click.echo(f"{len(outcome.posted):,} dead letters posted, {len(refused):,} refused again.")
+    if refused:
+        sys.exit(1)
+
+
+@dead.command()
+@ids_argument
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--before", type=Instant(), metavar="TIME", help="Those buried before this instant.")
 @json_option
 def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datetime | None, as_json: bool) -> None:
     """Forget dead letters for ever, by ID, all, or those buried before a time."""
-    if (bool(dead_letter_ids), everything, before is not None).count(True) != 1:
+    if [bool(dead_letter_ids), everything, before is not None].count(True) != 1:
         raise click.UsageError("Give either IDs, --all or --before.")
     with open_ledger() as (connection, _):
         if dead_letter_ids:
