@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feeds.movement import show_time
+from worker.events import EventRefused
 
 PIPED_WIDTH = 1000
 
@@ -54,3 +55,9 @@ def show_value(value: Any) -> str:
 def console() -> Console:
     """Return the console of standard output."""
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def show_refusal(error: EventRefused) -> str:
+    """Return why an event was refused, in one line."""
+    fields = "; ".join(f"{name}: {reason}" for name, reason in error.fields.items())
+    return f"{error.code}: {fields or error.message}"

@@ -9,6 +9,7 @@ from redis import Redis
 
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.settings import worker_settings
+from worker.streams import connect
 
 CONNECT_S = 5
 
@@ -24,7 +25,7 @@ def open_database(url: str | None = None) -> Iterator[psycopg.Connection[TupleRo
     if not address:
         raise NoServer("No Postgres is known: start `usage-feeds up`, or set DATABASE_URL.")
     try:
-        connection = psycopg.connect(address, autocommit=True, connect_timeout=CONNECT_S)
+        connection = psycopg.connect(address, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_S)
     except psycopg.ProgrammingError:
         # What it says may repeat the address, and with it a password.
         raise NoServer("DATABASE_URL cannot be read: it is like postgresql://user@host:5432/database.") from None
@@ -42,15 +43,7 @@ def open_ledger() -> Iterator[tuple[psycopg.Connection[TupleRow], Ledger]]:
 @contextmanager
 def open_streams() -> Iterator[Redis]:
     """Lend a client of the Redis that holds the streams."""
-    with open_redis(worker_settings().redis_url) as redis:
-        yield redis
-
-
-@contextmanager
-def open_redis(url: str) -> Iterator[Redis]:
-    """Lend a client that fails in seconds."""
-    require_redis(url)
-    with Redis.from_url(url, socket_timeout=CONNECT_S, socket_connect_timeout=CONNECT_S) as redis:
+    with connect(require_redis(worker_settings().redis_url)) as redis:
         yield redis
 
 

@@ -14,6 +14,7 @@ from redis.connection import parse_url
 
 from feeds.schema import UnusableSetup
 from feeds.state import addresses_file
+from worker.commands.output import show_refusal
 from worker.events import EventRefused
 from worker.settings import worker_settings
 
@@ -24,12 +25,6 @@ def explain(error: Exception) -> str | None:
         if isinstance(error, kinds):
             return say(error)
     return None
-
-
-def explain_refusal(error: EventRefused) -> str:
-    """Name the fields of an event that are wrong."""
-    fields = "; ".join(f"{name}: {reason}" for name, reason in error.fields.items())
-    return f"{error.code}: {fields or error.message}"
 
 
 def explain_settings(error: ValidationError) -> str:
@@ -76,7 +71,7 @@ def reason(error: Exception) -> str:
 
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
     (UnusableSetup, str),
-    (EventRefused, explain_refusal),
+    (EventRefused, show_refusal),
     (ValidationError, explain_settings),
     (SettingsError, lambda _: f"{addresses_file()} cannot be read: start `usage-feeds up` again."),
     (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection, Cursor
 from psycopg.rows import tuple_row
-from redis import Redis
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger, SchemaAhead, UnusableSetup, read_ledger
 from worker.settings import WorkerSettings
+from worker.streams import connect, stream_of
 
 SQL = load_queries(__file__)
 
@@ -139,10 +139,10 @@ def require_empty_streams(redis_url: str, *event_shards: int) -> None:
     change = f"EVENT_SHARDS can change from {event_shards[0]} to {event_shards[1]} only while the streams are empty"
     if not redis_url:
         raise ForbiddenChange(f"{change}: set REDIS_URL, so that this can be seen.")
-    with Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5) as redis:
+    with connect(redis_url) as redis:
         pipeline = redis.pipeline(transaction=False)
         for shard in range(max(event_shards)):
-            pipeline.xlen(f"events:{{{shard}}}")
+            pipeline.xlen(stream_of(shard))
         waiting = sum(pipeline.execute())
     if waiting:
         raise ForbiddenChange(

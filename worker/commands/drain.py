@@ -1,0 +1,24 @@
+"""`drain`."""
+
+import click
+
+from worker.commands.output import json_option, show_document
+from worker.commands.servers import open_ledger, open_streams
+from worker.intake import Intake, drain_all
+from worker.tasks import show
+
+
+@click.command()
+@json_option
+def drain(*, as_json: bool) -> None:
+    """Post what waits in the streams, show it, and return once nothing waits.
+
+    Needs neither Celery nor its broker: the way out when Redis is full.
+    """
+    with open_ledger() as (connection, ledger), open_streams() as streams:
+        intake = Intake(connection, streams, ledger, show, lambda: None)
+        drain_all(intake)
+    if as_json:
+        show_document({"posted": intake.posted - intake.buried, "buried": intake.buried})
+        return
+    click.echo(f"{intake.posted - intake.buried:,} events posted, {intake.buried:,} buried as dead letters.")
