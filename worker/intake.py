@@ -165,7 +165,12 @@ def look(intake: Intake, waiting: list[int]) -> dict[int, tuple[int, Suspects]]:
             pipeline.hgetall(suspects.key_of(shard))
         answers = pipeline.execute(raise_on_error=False)
     pairs = zip(order, answers[::2], answers[1::2], strict=True)
-    return {shard: (length, read_suspects(fields)) for shard, length, fields in pairs if isinstance(length, int)}
+    return {shard: (length, read_suspects(fields)) for shard, length, fields in pairs if is_waiting(length)}
+
+
+def is_waiting(length: object) -> bool:
+    """Tell whether a shard answered that it holds something: not zero, and not an error."""
+    return isinstance(length, int) and length > 0
 
 
 def lease(intake: Intake, known: dict[int, tuple[int, Suspects]]) -> list[Lease]:
