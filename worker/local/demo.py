@@ -19,6 +19,8 @@ from worker.settings import worker_settings
 Event = dict[str, Any]
 
 REMEMBERED = 50
+DRAWN_FIRST, DRAWN_LAST = 10, 90
+"""Before the plan, whose priority is the default; and after it, so that something is left to lapse."""
 RETRY_AFTER_S = 2.0
 
 
@@ -31,7 +33,7 @@ class Customer(NamedTuple):
     trademark_weight: int
 
 
-SHOWN = Customer("org_studio", 20_000, 6, 2)
+SHOWN = Customer("org_studio", 2_000, 6, 2)
 """The one whose feed the ready `curl` line shows."""
 CUSTOMERS = (SHOWN, Customer("org_lawfirm", 5_000, 1, 6), Customer("org_startup", 500, 5, 1))
 
@@ -46,10 +48,11 @@ class Traffic:
         self.promotions: deque[Event] = deque(maxlen=REMEMBERED)
 
     def history(self, now: datetime) -> list[Event]:
-        """Return what comes first: enough for several pages of every kind but those that need time."""
-        events = [self.plan(customer, now) for customer in CUSTOMERS]
+        """Return what comes first: several pages, and every kind of movement within a quarter of a minute."""
+        events = [self.trademark(SHOWN)]  # before its plan, so this overflows
         for customer in CUSTOMERS:
-            events += [self.promotion(customer, now, lasts_s=lasts_s) for lasts_s in (15, 25, 40)]
+            events += [self.plan(customer, now), self.promotion(customer, now, lasts_s=12, priority=DRAWN_LAST)]
+            events += [self.promotion(customer, now, lasts_s=lasts_s) for lasts_s in (25, 40)]
             for _ in range(10):
                 events += [*self.ai_burst(customer), self.trademark(customer)]
         lost = self.promotion(SHOWN, now, lasts_s=600)
@@ -73,7 +76,8 @@ class Traffic:
             case "trademark":
                 return [self.trademark(customer)]
             case "promotion":
-                return [self.plan(customer, now), self.promotion(customer, now, self.random.randint(10, 45))]
+                priority = self.random.choice((DRAWN_FIRST, DRAWN_LAST))
+                return [self.plan(customer, now), self.promotion(customer, now, self.random.randint(10, 45), priority)]
             case "later":
                 return [self.promotion(customer, now, lasts_s=60, starts_in_s=self.random.randint(5, 20))]
             case "revoke" if self.promotions:
@@ -95,8 +99,10 @@ class Traffic:
             "expires_at": next_month,
         }
 
-    def promotion(self, customer: Customer, now: datetime, lasts_s: int, starts_in_s: int = 0) -> Event:
-        """Return a small gift that is drawn first and lapses soon."""
+    def promotion(
+        self, customer: Customer, now: datetime, lasts_s: int, priority: int = DRAWN_FIRST, starts_in_s: int = 0
+    ) -> Event:
+        """Return a small gift that lapses soon."""
         start = now + timedelta(seconds=starts_in_s)
         gift = {
             "type": "grant",
@@ -104,7 +110,7 @@ class Traffic:
             "grant_ref": str(TypeID("grant")),
             "credits": self.random.randint(2, 30) * 10,
             "source": "promotion",
-            "priority": 10,
+            "priority": priority,
             "expires_at": start + timedelta(seconds=lasts_s),
         }
         if starts_in_s:

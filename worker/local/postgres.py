@@ -24,7 +24,6 @@ from worker.local.children import (
     Process,
     account_named,
     bare_environment,
-    end_group,
     run,
     start,
     stop,
@@ -70,7 +69,25 @@ def start_postgres(
         create_data(programs, data, account)
     check_version(programs, data)
     socket_folder = make_socket_folder(home, account)
-    options = {
+    process = start(
+        [str(programs / "postgres"), "-D", str(data), *options(socket_folder, settings)],
+        cwd=Path("/"),
+        env=bare_environment(),
+        output=output,
+        death_signal=signal.SIGQUIT,
+        account=account,
+    )
+    try:
+        wait_until_ready(process, data, idle)
+    except BaseException:
+        stop(process, SIGNALS, within_s=10, idle=idle)
+        raise
+    return Postgres(process, f"postgresql://{USER}@/postgres?host={quote(str(socket_folder), safe='')}")
+
+
+def options(socket_folder: Path, settings: Mapping[str, str]) -> list[str]:
+    """Return the server's settings as arguments."""
+    chosen = {
         "listen_addresses": "",
         "unix_socket_directories": quoted_folder(socket_folder),
         "unix_socket_permissions": "0700",
@@ -79,17 +96,7 @@ def start_postgres(
         "log_timezone": "UTC",
         **settings,
     }
-    arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    process = start(
-        [str(programs / "postgres"), "-D", str(data), *arguments],
-        cwd=Path("/"),
-        env=bare_environment(),
-        output=output,
-        death_signal=signal.SIGQUIT,
-        account=account,
-    )
-    wait_until_ready(process, data, idle)
-    return Postgres(process, f"postgresql://{USER}@/postgres?host={quote(str(socket_folder), safe='')}")
+    return [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
 
 
 def server_account() -> Account | None:
@@ -248,8 +255,6 @@ def wait_until_ready(process: Process, data: Path, idle: Idle) -> None:
 
     wait_for(lambda: process.poll() is not None or is_ready(), START_WITHIN_S, idle)
     if process.poll() is not None:
-        end_group(process)
         raise CannotStart(f"Postgres ended at once with code {process.returncode}: its last lines say why")
     if not is_ready():
-        stop(process, SIGNALS, within_s=10, idle=idle)
         raise CannotStart(f"Postgres is not ready after {START_WITHIN_S:.0f} s")

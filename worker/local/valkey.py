@@ -59,9 +59,13 @@ def start_valkey(
             access = access._replace(port=free_port())
         keep_access(folder, access)
         process = start_program(program, folder, access, output)
-        if wait_until_answering(process, access, idle):
-            return Valkey(process, access.url)
-        ended_with = process.poll()
+        try:
+            if wait_until_answering(process, access, idle):
+                return Valkey(process, access.url)
+            ended_with = process.poll()
+        except BaseException:
+            end_group(process)
+            raise
         end_group(process)
         if ended_with is None:
             raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s")
