@@ -1,0 +1,171 @@
+import asyncio
+from collections.abc import Iterator
+from itertools import product
+
+import psycopg
+import pytest
+
+from feeds.movement import Kind
+from feeds.page import Filter, Place, cut, feed_number, place_page
+from feeds.postgres import Postgres, PostgresAway
+from feeds.store import SQL, Store, TornLedger, name_query, read_newest, read_place, read_slice
+from tests.seed import MIXED, USAGE_KINDS, seed
+
+NUMBERS = {"ai_usage": 0, "tm_usage": 1}
+LINES = MIXED * 9
+FEEDS = [
+    Filter(kind, usage_kind)
+    for kind, usage_kind in product((None, *Kind), (None, *USAGE_KINDS))
+    if feed_number(kind, NUMBERS[usage_kind] if usage_kind else None) is not None
+]
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        seed(connection, "org_other", MIXED * 3)
+        seed(connection, "org_a", LINES)
+        yield connection
+
+
+def run(database_url, read, *arguments, **options):
+    """Return what one of the store's functions reads."""
+
+    async def ask():
+        postgres = Postgres(database_url, **options)
+        try:
+            return await read(Store(postgres, NUMBERS), *arguments)
+        finally:
+            await postgres.close()
+
+    return asyncio.run(ask())
+
+
+def refs(found):
+    return [entry.split(b'"usage_ref":"')[1].split(b'"')[0].decode() for entry in found.entries]
+
+
+def expected(feed, place):
+    """Return the count of a feed and the refs of a page, by going through all lines."""
+    members = [
+        f"ref_{position}"
+        for position, line in enumerate(LINES, 1)
+        if feed.kind in {None, line.kind} and feed.usage_kind in {None, line.usage_kind}
+    ]
+    span = cut(place, len(members))
+    return len(members), span.newest, members[span.below : span.newest][::-1]
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=str)
+def test_every_page_of_every_feed_is_what_going_through_all_lines_gives(connection, database_url, feed):
+    places = [
+        *(place_page(number, 5) for number in (1, 2, 3, 13, 14, 2**31 - 1)),
+        Place(4, ceiling=7),
+        Place(4, floor=60),
+    ]
+
+    async def read_all(store):
+        return [await read_place(store, "org_a", feed, place) for place in places]
+
+    for place, found in zip(places, run(database_url, read_all), strict=True):
+        assert (found.total, found.newest, refs(found)) == expected(feed, place)
+        assert found.position == len(LINES)
+
+
+def test_an_organisation_that_is_not_known_has_empty_feeds(connection, database_url):
+    found = run(database_url, read_place, "org_nobody", Filter(), Place(5))
+
+    assert (found.total, found.position, found.newest, found.entries) == (0, 0, 0, [])
+
+
+def test_a_usage_kind_that_came_after_an_organisations_last_line_counts_none(connection, database_url):
+    connection.execute("INSERT INTO usage_kinds VALUES ('new_usage', 2)")
+
+    async def read(store):
+        return await read_place(
+            Store(store.postgres, NUMBERS | {"new_usage": 2}), "org_a", Filter(None, "new_usage"), Place(5)
+        )
+
+    assert run(database_url, read).total == 0
+
+
+def test_a_line_of_a_usage_kind_that_this_process_does_not_know_is_shown_by_its_name(connection, database_url):
+    connection.execute("INSERT INTO usage_kinds VALUES ('new_usage', 2)")
+    connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
+    connection.execute("UPDATE movements SET usage_number = 2 WHERE org_no = 2 AND usage_ref = 'ref_61'")
+
+    found = run(database_url, read_slice, "org_a", Filter(), 61, 61)
+
+    assert b'"usage_kind":"new_usage"' in found.entries[0]
+
+
+def test_a_slice_holds_the_ordinals_that_exist(connection, database_url):
+    assert refs(run(database_url, read_slice, "org_a", Filter(), 2, 4)) == ["ref_4", "ref_3", "ref_2"]
+    assert refs(run(database_url, read_slice, "org_a", Filter(), 62, 90)) == ["ref_63", "ref_62"]
+    assert refs(run(database_url, read_slice, "org_a", Filter(), 70, 90)) == []
+
+
+def test_the_newest_lines_come_with_count_position_and_epoch(connection, database_url):
+    [(epoch,)] = connection.execute("SELECT epoch FROM ledger")
+
+    found = run(database_url, read_newest, "org_a", Filter(Kind.ALLOT), 3)
+
+    assert (found.epoch, found.total, found.position, found.newest) == (epoch, 9, 63, 9)
+    assert refs(found) == ["ref_57", "ref_50", "ref_43"]
+
+
+def test_count_and_lines_are_of_one_moment_while_lines_arrive(connection, database_url):
+    async def read_on(store):
+        found = []
+        for number in range(30):
+            adding = asyncio.create_task(asyncio.to_thread(seed, connection, "org_a", MIXED[: 1 + number % 3]))
+            found += [await read_newest(store, "org_a", Filter(), 3) for _ in range(3)]
+            await adding
+        return found
+
+    for found in run(database_url, read_on):
+        assert found.newest == found.total
+        assert refs(found) == [f"ref_{found.total - back}" for back in range(3)]
+
+
+def test_a_feed_with_a_gap_gives_no_page(connection, database_url):
+    connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
+    connection.execute("DELETE FROM movements WHERE usage_ref = 'ref_60' AND org_no = 2")
+
+    with pytest.raises(TornLedger):
+        run(database_url, read_place, "org_a", Filter(), Place(20))
+    assert run(database_url, read_place, "org_a", Filter(), Place(3)).total == len(LINES)
+
+
+@pytest.mark.parametrize(
+    "feed", [Filter(), Filter(Kind.OVERFLOW), Filter(None, "ai_usage"), Filter(Kind.CONSUME, "ai_usage")], ids=str
+)
+def test_a_page_reads_one_range_of_one_index_and_nothing_that_it_throws_away(connection, database_url, feed):
+    seed(connection, "org_a", MIXED * 1500)
+    connection.execute("ANALYZE")
+    number = feed_number(feed.kind, NUMBERS[feed.usage_kind] if feed.usage_kind else None)
+    parameters = {
+        "org_id": "org_a", "kind": feed.kind, "usage_number": 0, "element": number + 1, "lines": 20, "skip": 900,
+        "ceiling": 2**62, "floor": 0,
+    }  # fmt: skip
+    explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + SQL[name_query(feed)]
+    [([plan],)] = connection.execute(explain, parameters)
+
+    [scan] = [node for node in walk(plan["Plan"]) if node.get("Relation Name") == "movements"]
+    assert scan["Node Type"] == "Index Scan"
+    assert scan["Scan Direction"] == "Backward"
+    assert scan["Actual Rows"] == 20
+    assert "Filter" not in scan
+
+
+def walk(node):
+    yield node
+    for below in node.get("Plans", ()):
+        yield from walk(below)
+
+
+def test_refused_statements_and_missing_facts_are_no_pages(connection, database_url):
+    connection.execute("DROP TABLE ledger CASCADE")
+
+    with pytest.raises(PostgresAway, match="UndefinedTable"):
+        run(database_url, read_place, "org_a", Filter(), Place(5))
