@@ -139,8 +139,8 @@ def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         rest = line
         while rest and not rest.endswith(b"\n"):
             rest = file.readline(EVENT_BYTES)
-        if line := line.strip(b" \t\r\n"):
-            yield number, line
+        if line.strip():
+            yield number, line.rstrip(b"\r\n")
 
 
 def batched(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:

@@ -1,0 +1,247 @@
+import json
+import re
+from threading import Event, Thread
+
+import psycopg
+import pytest
+import redis
+
+from feeds.schema import check_ledger
+from worker.audit import LARGEST_ID, RULES, SQL, UnknownOrganisation, audit_ledger, audit_streams
+from worker.entries import Entry
+from worker.ledger import post_entries
+from worker.settings import WorkerSettings
+
+ORG = "(SELECT org_no FROM organisations WHERE org_id = 'org_a')"
+"""In SQL: the organisation whose ledger is corrupted. `org_b` has the same events, and stays right."""
+
+HISTORY = [
+    {"type": "grant", "grant_ref": "first", "credits": 10, "source": "plan"},
+    {"type": "grant", "grant_ref": "second", "credits": 20, "source": "promotion"},
+    {"type": "grant", "grant_ref": "later", "credits": 5, "source": "plan", "effective_at": "2100-01-01T00:00:00Z"},
+    {"type": "grant", "grant_ref": "lapsed", "credits": 3, "source": "plan", "expires_at": "2020-01-01T00:00:00Z"},
+    {"type": "usage", "usage_ref": "u1", "usage_kind": "ai_usage", "credits": 4},
+    {"type": "usage", "usage_ref": "u2", "usage_kind": "tm_usage", "credits": 8},
+    {"type": "usage", "usage_ref": "u3", "usage_kind": "ai_usage", "credits": 6},
+    {"type": "grant", "grant_ref": "taken", "credits": 7, "source": "plan", "priority": 90},
+    {"type": "revoke", "grant_ref": "taken"},
+    {"type": "usage", "usage_ref": "u4", "usage_kind": "ai_usage", "credits": 15},
+    {"type": "usage", "usage_ref": "u5", "usage_kind": "ai_usage", "credits": 2},
+    {"type": "usage", "usage_ref": "u6", "usage_kind": "tm_usage", "credits": 2},
+    {"type": "grant", "grant_ref": "open", "credits": 50, "source": "plan"},
+    {"type": "usage", "usage_ref": "u7", "usage_kind": "tm_usage", "credits": 1},
+]
+
+
+def post(connection, org_id, events, first=1):
+    ledger = check_ledger(connection, WorkerSettings())
+    entries = [
+        Entry("events:{0}", f"{number}-0", json.dumps(event | {"org_id": org_id}).encode())
+        for number, event in enumerate(events, first)
+    ]
+    with connection.transaction():
+        posted = post_entries(connection, ledger, entries)
+    assert not posted.refusals
+
+
+@pytest.fixture
+def connection(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for org_id in ("org_a", "org_b"):
+            post(connection, org_id, HISTORY)
+        yield connection
+
+
+def found(connection):
+    return {finding.rule for finding in audit_ledger(connection).findings}
+
+
+def test_a_ledger_that_was_posted_by_the_rules_is_clean(connection):
+    audit = audit_ledger(connection)
+
+    assert audit.findings == []
+    assert (audit.organisations, audit.movements, audit.grants) == (2, 30, 12)
+
+
+def test_the_history_has_every_kind_a_draw_from_two_grants_and_a_split_usage(connection):
+    kinds = connection.execute("SELECT array_agg(DISTINCT kind ORDER BY kind)::text FROM movements").fetchall()
+    draws = connection.execute("SELECT max(array_length(draws, 1)) FROM movements").fetchall()
+    split = connection.execute("SELECT count(*) FROM movements WHERE usage_ref = 'u4'").fetchall()
+
+    assert (kinds, draws, split) == ([("{allot,consume,overflow,expire,revoke}",)], [(2,)], [(4,)])
+
+
+def corruption(*statements):
+    return [statement.replace(":org", ORG) for statement in statements]
+
+
+AT = "WHERE org_no = :org AND usage_ref ="
+CORRUPTIONS = {
+    "position": corruption(f"UPDATE movements SET position = position + 100 {AT} 'u7'"),
+    "kind_ordinal": corruption(f"UPDATE movements SET kind_ordinal = kind_ordinal + 1 {AT} 'u7'"),
+    "usage_ordinal": corruption(f"UPDATE movements SET usage_ordinal = usage_ordinal + 1 {AT} 'u7'"),
+    "kind_usage_ordinal": corruption(f"UPDATE movements SET kind_usage_ordinal = kind_usage_ordinal + 1 {AT} 'u7'"),
+    "created_at": corruption(f"UPDATE movements SET created_at = created_at - interval '1 hour' {AT} 'u3'"),
+    "overflow_follows_consume": corruption(
+        f"UPDATE movements SET usage_ref = 'moved' {AT} 'u4' AND kind = 'overflow'",
+        f"UPDATE movements SET usage_ref = 'u4' {AT} 'u5'",
+    ),
+    "draws": corruption(f"UPDATE movements SET draws[1][2] = draws[1][2] + 1 {AT} 'u3'"),
+    "grant_is_known": corruption(f"UPDATE movements SET usage_ref = 'nobody' {AT} 'lapsed' AND kind = 'expire'"),
+    "grant_number": corruption("UPDATE grants SET grant_no = 99 WHERE org_no = :org AND grant_ref = 'later'"),
+    "grant_sum": corruption(
+        "ALTER TABLE grants DROP CONSTRAINT an_allotted_grant_adds_up",
+        "UPDATE grants SET credits = credits + 1 WHERE org_no = :org AND grant_ref = 'open'",
+    ),
+    "grant_drawn": corruption(
+        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'"
+    ),
+    "grant_expired": corruption(
+        "UPDATE grants SET drawn = drawn + 1, expired = expired - 1 WHERE org_no = :org AND grant_ref = 'lapsed'"
+    ),
+    "grant_revoked": corruption(
+        "UPDATE grants SET drawn = drawn + 1, revoked = revoked - 1 WHERE org_no = :org AND grant_ref = 'taken'"
+    ),
+    "grant_allot": corruption("UPDATE grants SET allot_position = 4 WHERE org_no = :org AND grant_ref = 'first'"),
+    "grant_end": corruption("UPDATE grants SET open = true WHERE org_no = :org AND grant_ref = 'taken'"),
+    "grant_order": corruption(
+        f"UPDATE movements SET draws[1][1] = 6 {AT} 'u1'",
+    ),
+    "count": corruption("UPDATE organisations SET counts[3] = counts[3] + 1 WHERE org_no = :org"),
+    "balance": corruption(
+        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'"
+    ),
+    "grant_count": corruption("UPDATE organisations SET grants = grants + 1 WHERE org_no = :org"),
+    "last_created_at": corruption("UPDATE organisations SET last_created_at = 'epoch' WHERE org_no = :org"),
+    "organisation_is_known": corruption(
+        "ALTER TABLE grants DROP CONSTRAINT grants_org_no_fkey",
+        "DELETE FROM organisations WHERE org_no = :org",
+    ),
+    "stream_offsets": corruption("DELETE FROM stream_offsets WHERE shard = 3"),
+}
+ALONE = {
+    "kind_ordinal",
+    "usage_ordinal",
+    "kind_usage_ordinal",
+    "created_at",
+    "grant_number",
+    "count",
+    "grant_count",
+    "last_created_at",
+    "stream_offsets",
+}
+"""Rules that no other rule backs up."""
+
+
+@pytest.mark.parametrize("rule", CORRUPTIONS)
+def test_a_ledger_that_breaks_a_rule_is_reported_by_that_rule_for_that_organisation_alone(connection, rule):
+    connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
+    for statement in CORRUPTIONS[rule]:
+        connection.execute(statement)
+
+    audit = audit_ledger(connection)
+
+    assert rule in {finding.rule for finding in audit.findings}
+    assert {finding.org_id for finding in audit.findings} <= {"org_a", None}
+    assert all(finding.expected != finding.found for finding in audit.findings)
+    if rule in ALONE:
+        assert {finding.rule for finding in audit.findings} == {rule}
+
+
+def test_every_rule_that_can_be_reported_has_a_corruption_that_shows_it():
+    queries = b"".join(SQL[rule] for rule in RULES).decode()
+    reported = {*re.findall(r"'(\w+)' AS rule", queries), *re.findall(r"[(T]\s*'(\w+)',", queries)}
+
+    assert reported == set(CORRUPTIONS)
+
+
+def test_a_finding_says_where_and_what(connection):
+    connection.execute("UPDATE organisations SET counts[1] = 99 WHERE org_id = 'org_b'")
+
+    [finding] = audit_ledger(connection).findings
+
+    assert finding == ("org_b", "count", "feed 0", "15", "99")
+
+
+def test_one_organisation_is_checked_alone(connection):
+    connection.execute("UPDATE organisations SET grants = 99 WHERE org_id = 'org_b'")
+
+    assert audit_ledger(connection, "org_a").findings == []
+    assert [finding.rule for finding in audit_ledger(connection, "org_b").findings] == ["grant_count"]
+    assert audit_ledger(connection, "org_b").organisations == 1
+
+
+def test_an_organisation_that_nobody_knows_cannot_be_checked(connection):
+    with pytest.raises(UnknownOrganisation):
+        audit_ledger(connection, "nobody")
+
+
+def test_an_audit_is_exact_while_events_are_posted(connection, database_url):
+    stop = Event()
+
+    def write():
+        with psycopg.connect(database_url, autocommit=True) as writer:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                post(
+                    writer,
+                    "org_a",
+                    [
+                        {"type": "grant", "grant_ref": f"g{number}", "credits": 3, "source": "plan"},
+                        {"type": "usage", "usage_ref": f"more{number}", "usage_kind": "ai_usage", "credits": 5},
+                    ],
+                )
+
+    writing = Thread(target=write)
+    writing.start()
+    try:
+        audits = [audit_ledger(connection) for _ in range(20)]
+    finally:
+        stop.set()
+        writing.join(timeout=10)
+
+    assert [audit.findings for audit in audits] == [[]] * 20
+    assert audits[0].movements < audits[-1].movements
+
+
+def test_an_audit_changes_nothing_and_leaves_the_connection_as_it_was(connection):
+    audit_ledger(connection)
+
+    connection.execute("UPDATE organisations SET grants = grants")
+    assert connection.execute("SHOW work_mem").fetchall() != [("256MB",)]
+
+
+@pytest.fixture
+def streams(redis_url):
+    with redis.Redis.from_url(redis_url) as streams:
+        yield streams
+
+
+def test_streams_as_they_should_be_are_clean(streams):
+    streams.xadd("events:{3}", {"event": "{}"})
+    streams.set("events:awake", "x")
+
+    assert audit_streams(streams, 8) == []
+
+
+def test_a_key_that_is_no_stream_is_reported(streams):
+    streams.set("events:{3}", "x")
+
+    assert [finding[1:] for finding in audit_streams(streams, 8)] == [
+        ("stream_is_a_stream", "events:{3}", "a stream", "a string")
+    ]
+
+
+def test_a_stream_that_holds_the_largest_id_is_reported(streams):
+    streams.xadd("events:{3}", {"event": "{}"}, id=LARGEST_ID)
+
+    assert [finding.rule for finding in audit_streams(streams, 8)] == ["stream_has_room"]
+
+
+def test_events_in_a_shard_that_the_ledger_does_not_have_are_reported(streams):
+    streams.xadd("events:{8}", {"event": "{}"})
+
+    assert [finding[1:] for finding in audit_streams(streams, 8)] == [
+        ("stream_has_a_shard", "events:{8}", "no entries", "1 entries")
+    ]
