@@ -1,0 +1,91 @@
+"""How Postgres does the work: plans and updates that stay cheap."""
+
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from feeds.schema import check_ledger
+from tests.integration.test_ledger import entry, post_all
+from worker import ledger, sweep
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def connection(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def explain(connection, query, parameters):
+    with connection.transaction():
+        connection.execute(ledger.SQL["plan_by_index"])
+        rows = connection.execute(b"EXPLAIN " + query, parameters).fetchall()
+    return "\n".join(line for (line,) in rows)
+
+
+PARAMETERS = {
+    "find_buried": {"streams": ["a"] * 500, "entry_ids": ["1-1"] * 500},
+    "lock_organisations": {"org_ids": [f"org_{i}" for i in range(500)]},
+    "read_grants": {"org_nos": list(range(500)), "ref_org_nos": [1] * 500, "grant_refs": ["g"] * 500},
+    "read_usages": {"ref_org_nos": [1] * 500, "usage_refs": ["u"] * 500},
+    "write_organisations": {
+        "org_nos": [1] * 500,
+        "counts": ["{1}"] * 500,
+        "grant_counts": [1] * 500,
+        "last_created_ats": [None] * 500,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("filled", [False, True], ids=["fresh", "filled, never analysed"])
+def test_no_statement_of_a_posting_scans_a_table(connection, name, filled):
+    if filled:
+        connection.execute("INSERT INTO organisations (org_id) SELECT 'o' || n FROM generate_series(1, 2000) AS n")
+    plan = explain(connection, ledger.SQL[name], PARAMETERS[name])
+    assert "Seq Scan" not in plan
+    assert "Index" in plan
+
+
+def test_the_search_for_due_grants_reads_one_range_of_each_index(connection):
+    plan = explain(connection, sweep.SQL["find_due"], {"most": 10, "grace": timedelta(0)})
+    assert "grants_to_allot" in plan
+    assert "grants_to_expire" in plan
+
+
+def test_draws_update_grants_and_organisations_in_place(connection):
+    def event(ref):
+        return {"type": "usage", "org_id": "org_a", "usage_ref": ref, "usage_kind": "ai_usage", "credits": 1}
+
+    post_all(connection, {"type": "grant", "org_id": "org_a", "grant_ref": "g", "credits": 99, "source": "plan"})
+    for batch in range(20):
+        post_all(connection, event(f"u{batch}"))
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    rows = connection.execute(
+        "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
+        " WHERE relname IN ('grants', 'organisations') ORDER BY relname"
+    ).fetchall()
+    assert rows == [("grants", 20, 20), ("organisations", 21, 21)]
+
+
+def test_a_movement_cannot_be_changed_or_removed(connection):
+    post_all(
+        connection,
+        {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 1},
+    )
+    for statement in ["UPDATE movements SET credits = -2", "DELETE FROM movements", "TRUNCATE movements"]:
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            connection.execute(statement)
+
+
+def test_kinds_added_later_extend_the_counts(connection):
+    usage = {"type": "usage", "org_id": "org_a", "usage_ref": "u1", "usage_kind": "ai_usage", "credits": 1}
+    post_all(connection, usage)
+    connection.execute("INSERT INTO usage_kinds VALUES ('new_usage', 2)")
+    facts = check_ledger(connection, WorkerSettings(usage_kinds=("ai_usage", "tm_usage", "new_usage")))
+    with connection.transaction():
+        ledger.post_entries(connection, facts, [entry(usage | {"usage_ref": "u2", "usage_kind": "new_usage"})])
+    [(counts,)] = connection.execute("SELECT counts FROM organisations").fetchall()
+    assert counts == [2, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1]

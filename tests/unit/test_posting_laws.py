@@ -1,0 +1,116 @@
+"""What holds whatever the history: the invariants of section 3, as properties."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feeds.movement import Kind
+from tests.histories import organisation, terms
+from worker.events import EventRefused, GrantEvent, RevokeEvent, SettleEvent, UsageEvent
+from worker.posting import post
+
+START = datetime(2026, 6, 1, tzinfo=UTC)
+instants = st.integers(0, 100).map(lambda minutes: START + timedelta(minutes=minutes))
+refs = st.sampled_from(["a", "b", "c", "d", "e"])
+usages = st.builds(
+    UsageEvent,
+    org_id=st.just("org_a"),
+    usage_ref=st.integers(0, 30).map(str),
+    usage_kind=st.sampled_from(["ai_usage", "tm_usage"]),
+    credits=st.integers(0, 20),
+    occurred_at=st.none() | instants,
+)
+grants = st.builds(
+    lambda ref, credits_given, priority, start, length: GrantEvent(
+        org_id="org_a",
+        grant_ref=ref,
+        credits=credits_given,
+        source="plan",
+        priority=priority,
+        effective_at=start,
+        expires_at=None if length is None else (start or START) + timedelta(minutes=length),
+    ),
+    refs,
+    st.integers(1, 30),
+    st.integers(0, 3),
+    st.none() | instants,
+    st.none() | st.integers(1, 60),
+)
+revokes = st.builds(RevokeEvent, org_id=st.just("org_a"), grant_ref=refs)
+settles = st.builds(SettleEvent, org_id=st.just("org_a"))
+histories = st.lists(st.tuples(st.one_of(usages, usages, grants, revokes, settles), instants), max_size=40)
+
+
+def run(history, grace_s=0):
+    state = organisation()
+    refused = []
+    for event, now in history:
+        try:
+            post(event, state, terms(now, grace_s), added_at=now)
+        except EventRefused as error:
+            refused.append((event, error.code))
+    return state, refused
+
+
+@given(histories, st.sampled_from([0, 600]))
+def test_positions_and_ordinals_are_dense_and_times_never_go_back(history, grace_s):
+    state, _ = run(history, grace_s)
+    seen = [0] * len(state.counts)
+    for movement in state.movements:
+        for feed, ordinal in movement.ordinals.items():
+            seen[feed] += 1
+            assert ordinal == seen[feed]
+    assert state.counts == seen
+    assert all(earlier.created_at <= later.created_at for earlier, later in pairwise(state.movements))
+
+
+@given(histories, st.sampled_from([0, 600]))
+def test_all_lines_but_overflow_add_up_to_what_remains(history, grace_s):
+    state, _ = run(history, grace_s)
+    allotted = [grant for grant in state.grants.values() if grant.allot_position]
+    moved = sum(movement.credits for movement in state.movements if movement.kind is not Kind.OVERFLOW)
+    assert moved == sum(grant.remaining for grant in allotted)
+    for grant in allotted:
+        assert grant.credits == grant.drawn + grant.expired + grant.revoked + grant.remaining
+        assert grant.remaining >= 0
+        assert grant.open == (grant.remaining > 0)
+
+
+@given(histories)
+def test_every_usage_that_was_not_refused_is_fully_drawn_or_overflowed_once(history):
+    state, refused = run(history)
+    turned_away = {id(event) for event, _ in refused}
+    wanted = {}
+    for event, _ in history:
+        if isinstance(event, UsageEvent) and event.credits and id(event) not in turned_away:
+            wanted.setdefault(event.usage_ref, event.credits)
+    moved = {}
+    for movement in state.movements:
+        if movement.usage_kind:
+            moved[movement.usage_ref] = moved.get(movement.usage_ref, 0) - movement.credits
+        if movement.kind is Kind.CONSUME:
+            assert sum(drawn for _, drawn in movement.draws) == -movement.credits
+    assert moved == wanted
+
+
+@given(histories, st.sampled_from([0, 600]))
+def test_every_event_twice_comes_to_the_same_as_once_and_a_settle(history, grace_s):
+    settle = SettleEvent(org_id="org_a")
+    once, _ = run([step for event, now in history for step in ((event, now), (settle, now))], grace_s)
+    twice, _ = run([step for step in history for _ in range(2)], grace_s)
+    assert [movement[1:] for movement in twice.movements] == [movement[1:] for movement in once.movements]
+    assert twice.grants == once.grants
+
+
+@given(histories)
+def test_a_closed_grant_is_never_drawn_again_and_no_draw_lies_outside_a_grants_time(history):
+    state, _ = run(history)
+    by_number = {grant.grant_no: grant for grant in state.grants.values()}
+    closed = set()
+    for movement in state.movements:
+        if movement.kind in {Kind.EXPIRE, Kind.REVOKE}:
+            closed.add(movement.usage_ref)
+        for grant_no, _ in movement.draws:
+            assert by_number[grant_no].grant_ref not in closed
