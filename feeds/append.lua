@@ -15,16 +15,14 @@ if redis.call('HEXISTS', hash, 'gen') == 0 then
   redis.call('UNLINK', hash)
   return 0
 end
-local counts = {}
+local counts, floors = {}, {}
 for i = 1, feeds do
   local feed = ARGV[3 * i + 1]
-  local sealed = redis.call('HGET', hash, feed)
-  if sealed then
-    counts[i] = read_count(feed, sealed)
-    if not counts[i] then
-      redis.call('UNLINK', hash)
-      return 0
-    end
+  counts[i] = read_count(hash, feed)
+  floors[i] = read_count(hash, '~' .. feed)
+  if counts[i] == DAMAGED or floors[i] == DAMAGED then
+    redis.call('UNLINK', hash)
+    return 0
   end
 end
 
@@ -46,9 +44,11 @@ for i = 1, feeds do
   end
   local first = tonumber(last) - #places + 1
   if not count then
-    -- Nobody has read this feed, or somebody is about to: the count is the fence against his older refill.
-    redis.call('DEL', list)
-    redis.call('HSET', hash, feed, seal(feed, last))
+    -- Somebody may be reading this feed from Postgres: a floor refuses his refill if it is older. It is no count,
+    -- as a later append may have found nobody here and passed by.
+    if tonumber(last) > (floors[i] or 0) then
+      redis.call('HSET', hash, '~' .. feed, seal('~' .. feed, last))
+    end
   elseif tonumber(last) > count then
     -- A list that was lost stays lost until it is read; a feed's first line starts one.
     local listed = count == 0 or redis.call('EXISTS', list) == 1

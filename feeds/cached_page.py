@@ -1,7 +1,8 @@
 """Is what Redis holds of a feed provably true?
 
-Keys, all of an organisation under one hash tag: a hash of `gen`, `position` and a sealed count per feed
-number, and per feed a list of its newest entries, oldest first. An entry is `ordinal crc json`. The CRC is
+Keys, all of an organisation under one hash tag: a hash of `gen`, `position`, a sealed count per feed number that
+was read (under `~` and the number a floor, for one that is being read), and per such feed a list of its
+newest entries, oldest first. An entry is `ordinal crc json`. The CRC is
 seeded with the key (so with organisation, epoch and server) and the rendering's version: an entry that is
 damaged, astray or of another version does not prove itself.
 """

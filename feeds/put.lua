@@ -10,14 +10,13 @@ local feed, count = ARGV[2], ARGV[3]
 if redis.call('HGET', hash, 'gen') ~= ARGV[1] then
   return 0
 end
-local sealed = redis.call('HGET', hash, feed)
-if sealed then
-  local cached = read_count(feed, sealed)
-  if not cached then
+for _, field in ipairs({ feed, '~' .. feed }) do
+  local newer = read_count(hash, field)
+  if newer == DAMAGED then
     redis.call('UNLINK', hash)
     return 0
   end
-  if cached > tonumber(count) then
+  if newer and newer > tonumber(count) then
     return 0
   end
 end
@@ -28,5 +27,6 @@ if #ARGV > 3 then
   -- Never beyond the hash's end: a lost append is to be forgotten with all else.
   redis.call('PEXPIRE', list, redis.call('PTTL', hash))
 end
+redis.call('HDEL', hash, '~' .. feed)
 redis.call('HSET', hash, feed, seal(feed, count))
 return 1

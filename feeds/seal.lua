@@ -6,11 +6,17 @@ local function seal(feed, count)
   return count .. ' ' .. string.sub(proof, 1, 8)
 end
 
--- The number in a sealed count, or nil for one that does not prove itself.
-local function read_count(feed, sealed)
+local DAMAGED = -1
+
+-- A feed's count in the hash: nil where there is none, DAMAGED where it does not prove itself.
+local function read_count(hash, feed)
+  local sealed = redis.call('HGET', hash, feed)
+  if not sealed then
+    return nil
+  end
   local count = string.match(sealed, '^(%d+) ')
   if count and seal(feed, count) == sealed then
     return tonumber(count)
   end
-  return nil
+  return DAMAGED
 end
