@@ -98,7 +98,7 @@ def waiting(streams):
 
 
 def test_drains_whose_shards_share_organisations_post_each_event_once(processes, connection, streams, wait_until):
-    """Seen to fail with FOR UPDATE taken out of lock_organisations, and with grants read before it."""
+    """Seen to fail with FOR UPDATE taken out of lock_organisations."""
     events, doubled = make_events(3000, seed=1)
     with streams.pipeline(transaction=False) as pipeline:
         for number, event in enumerate(doubled):
