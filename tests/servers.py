@@ -19,10 +19,11 @@ from urllib.request import urlopen
 
 import psycopg
 from psycopg import sql
+
 from worker.local import children
 from worker.local.children import Process
 from worker.local.postgres import SIGNALS as POSTGRES_SIGNALS
-from worker.local.postgres import UNSAFE_BUT_FAST, start_postgres
+from worker.local.postgres import UNSAFE_BUT_FAST, remove_socket_folder, start_postgres
 from worker.local.valkey import SIGNALS as VALKEY_SIGNALS
 from worker.local.valkey import free_port, start_valkey
 from worker.migrations.runner import migrate
@@ -69,6 +70,7 @@ def postgres_server() -> Iterator[str]:
             yield server.url
         finally:
             children.stop(server.process, POSTGRES_SIGNALS, within_s=10)
+            remove_socket_folder(server.home)
 
 
 @contextmanager

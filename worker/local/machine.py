@@ -42,13 +42,15 @@ def start_servers(supervisor: Supervisor, state: Path) -> None:
         supervisor.say("starting Postgres")
         with supervisor.output("postgres") as output:
             server = postgres.start_postgres(state / "postgres", output, idle=supervisor.pump)
-        supervisor.keep("postgres", server.process, postgres.SIGNALS, within_s=20)
+        supervisor.keep(
+            "postgres", server.process, postgres.SIGNALS, after=lambda: postgres.remove_socket_folder(server.home)
+        )
         os.environ["DATABASE_URL"] = create_database(server.url)
     if not os.environ.get("REDIS_URL"):
         supervisor.say("starting Valkey")
         with supervisor.output("valkey") as output:
             process, url = valkey.start_valkey(state / "valkey", output, idle=supervisor.pump)
-        supervisor.keep("valkey", process, valkey.SIGNALS, within_s=20)
+        supervisor.keep("valkey", process, valkey.SIGNALS)
         os.environ["REDIS_URL"] = url
     worker_settings.cache_clear()
     reader_settings.cache_clear()

@@ -43,10 +43,11 @@ UNSAFE_BUT_FAST = MappingProxyType({"fsync": "off", "synchronous_commit": "off",
 
 
 class Postgres(NamedTuple):
-    """A running server. `url` leads to its database `postgres`."""
+    """A running server. `url` leads to its database `postgres`; `home` is its own folder."""
 
     process: Process
     url: str
+    home: Path
 
 
 def start_postgres(
@@ -82,7 +83,7 @@ def start_postgres(
     except BaseException:
         stop(process, SIGNALS, within_s=10, idle=idle)
         raise
-    return Postgres(process, f"postgresql://{USER}@/postgres?host={quote(str(socket_folder), safe='')}")
+    return Postgres(process, f"postgresql://{USER}@/postgres?host={quote(str(socket_folder), safe='')}", home)
 
 
 def options(socket_folder: Path, settings: Mapping[str, str]) -> list[str]:
@@ -224,10 +225,8 @@ def make_socket_folder(home: Path, account: Account | None) -> Path:
     Under the system's temporary folder where the path would be too long for a socket; a link keeps
     its name, so that what a killed run left there goes with the next.
     """
+    remove_socket_folder(home)
     folder = home / "socket"
-    if folder.is_symlink():
-        shutil.rmtree(folder.readlink(), ignore_errors=True)
-        folder.unlink()
     if len(os.fsencode(folder)) > SOCKET_PATH_BYTES:
         short = Path(tempfile.mkdtemp(prefix="usage-feeds-"))
         folder.symlink_to(short)
@@ -236,6 +235,16 @@ def make_socket_folder(home: Path, account: Account | None) -> Path:
     if account:
         os.chown(folder, account.uid, account.gid)
     return folder
+
+
+def remove_socket_folder(home: Path) -> None:
+    """Remove the socket's folder, wherever it is; the server has stopped, or we made nothing yet."""
+    folder = home / "socket"
+    if folder.is_symlink():
+        shutil.rmtree(folder.readlink(), ignore_errors=True)
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def quoted_folder(folder: Path) -> str:

@@ -23,6 +23,7 @@ RESTARTS = 5
 RESTARTS_WITHIN_S = 60.0
 RESTART_AFTER_S = 1.0
 READY_WITHIN_S = 60.0
+SERVER_WITHIN_S = 20.0
 CHUNK_BYTES = 1 << 16
 NAME_WIDTH = 8
 TAIL_BYTES = 1 << 12
@@ -45,6 +46,7 @@ class Child:
     signals: Sequence[signal.Signals]
     within_s: float
     command: Sequence[str] = ()
+    after: Callable[[], object] = bool
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS + 1))
     start_again_at: float | None = None
 
@@ -70,9 +72,11 @@ class Supervisor:
         finally:
             os.close(writing)
 
-    def keep(self, name: str, process: Process, signals: Sequence[signal.Signals], within_s: float) -> None:
-        """Take on a server that was started elsewhere."""
-        self.children.append(Child(name, process, signals, within_s))
+    def keep(
+        self, name: str, process: Process, signals: Sequence[signal.Signals], *, after: Callable[[], object] = bool
+    ) -> None:
+        """Take on a server that was started elsewhere; `after` cleans up behind it."""
+        self.children.append(Child(name, process, signals, SERVER_WITHIN_S, after=after))
 
     def start(self, name: str, command: Sequence[str], *, signals: Sequence[signal.Signals], within_s: float) -> Child:
         """Start a process, and again whenever it dies, within bounds."""
@@ -135,6 +139,7 @@ class Supervisor:
                 self.say(f"stopping {child.name}")
             if not stop(child.process, child.signals, child.within_s, self.pump):
                 self.say(f"{child.name} had to be killed")
+            child.after()
             self.drain()
 
     def pump(self, seconds: float) -> None:
