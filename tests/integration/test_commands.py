@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 import psycopg
 import pytest
+import redis
 from click.testing import CliRunner
 
 from tests.conftest import clear_settings
@@ -253,6 +254,16 @@ def test_health_ends_with_1_when_an_event_waits_too_long(environment):
 
     assert run_json("health", "--max-age", "0", code=1)["healthy"] is False
     assert run_json("health", "--max-age", "60")["healthy"] is True
+
+
+def test_a_key_that_is_no_stream_is_unhealthy_and_reported_while_the_other_shards_go_on(environment):
+    with redis.Redis.from_url(environment["REDIS_URL"]) as client:
+        client.set("events:{3}", "x")
+    run("usage", "org_a", "ai_usage", "3")
+
+    assert run_json("drain") == {"posted": 1, "buried": 0}
+    assert run_json("health", code=1)["broken_streams"] == 1
+    assert [finding["rule"] for finding in run_json("verify", code=1)["findings"]] == ["stream_is_a_stream"]
 
 
 def test_rebuild_starts_a_new_epoch(environment):

@@ -20,12 +20,13 @@ def health(*, max_age: float, as_json: bool) -> None:
     """Show what waits in the streams and when a batch was last posted; exit 1 if an event waits too long."""
     with open_ledger() as (connection, ledger), open_streams() as redis:
         [(last_batch_at, dead_letters)] = connection.execute(SQL["read_health"]).fetchall()
-        waiting, oldest_s = read_streams(redis, ledger.event_shards)
-    healthy = oldest_s <= max_age
+        waiting, oldest_s, broken = read_streams(redis, ledger.event_shards)
+    healthy = oldest_s <= max_age and not broken
     facts = {
         "healthy": healthy,
         "waiting_events": waiting,
         "oldest_event_s": round(oldest_s, 3),
+        "broken_streams": broken,
         "last_batch_at": last_batch_at,
         "dead_letters": dead_letters,
     }
@@ -34,16 +35,18 @@ def health(*, max_age: float, as_json: bool) -> None:
         sys.exit(1)
 
 
-def read_streams(redis: Redis, event_shards: int) -> tuple[int, float]:
-    """Return how many events wait, and for how many seconds the oldest of them has, by the clock of Redis."""
+def read_streams(redis: Redis, event_shards: int) -> tuple[int, float, int]:
+    """Return how many events wait, how old the oldest is in seconds by Redis's clock, how many keys are no streams."""
     pipeline = redis.pipeline(transaction=False)
     pipeline.time()
     for shard in range(event_shards):
         pipeline.xlen(stream_of(shard))
         pipeline.xrange(stream_of(shard), count=1)
-    (seconds, microseconds), *found = pipeline.execute()
-    oldest_ms = [int(entries[0][0].split(b"-")[0]) for entries in found[1::2] if entries]
-    return sum(found[0::2]), age_s(seconds + microseconds / 1e6, oldest_ms)
+    (seconds, microseconds), *found = pipeline.execute(raise_on_error=False)
+    lengths, oldest = found[0::2], [entries for entries in found[1::2] if isinstance(entries, list)]
+    oldest_ms = [int(entries[0][0].split(b"-")[0]) for entries in oldest if entries]
+    waiting = sum(length for length in lengths if isinstance(length, int))
+    return waiting, age_s(seconds + microseconds / 1e6, oldest_ms), len(lengths) - len(oldest)
 
 
 def age_s(now: float, oldest_ms: list[int]) -> float:

@@ -77,6 +77,7 @@ EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callabl
     (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),
     (psycopg.errors.InsufficientPrivilege, lambda e: f"Postgres: {reason(e)}: set DATABASE_URL to a role that may."),
     (psycopg.OperationalError, explain_postgres),
-    (redis.RedisError, explain_redis),
+    ((redis.ConnectionError, redis.TimeoutError), explain_redis),
+    (redis.RedisError, lambda error: f"Redis refuses: {reason(error)}."),
     (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: see CELERY_BROKER_URL."),
 )
