@@ -160,7 +160,7 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
 
 def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
     """Return the query's parameters. An empty value is an absent one."""
-    cursor = {"type": "string", "minLength": CURSOR_CHARS, "maxLength": CURSOR_CHARS, "pattern": "^[A-Za-z0-9_-]+$"}
+    cursor = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{{CURSOR_CHARS}}}$"}
     schemas: dict[str, tuple[str, Json]] = {
         "kind": ("Why credits moved.", {"type": "string", "enum": [kind.value for kind in Kind]}),
         "usage_kind": ("What credits were used for.", {"type": "string", "enum": list(usage_kinds)}),
@@ -175,9 +175,14 @@ def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
         "cursor": ("From an earlier answer of the same feed, in place of `page`.", cursor),
     }
     return [
-        {"name": name, "in": "query", "description": description, "schema": schema}
+        {"name": name, "in": "query", "description": description, "schema": or_empty(schema), "allowEmptyValue": True}
         for name, (description, schema) in schemas.items()
     ]
+
+
+def or_empty(schema: Json) -> Json:
+    """Return the schema of a parameter whose empty value is an absent one."""
+    return {"anyOf": [schema, {"const": ""}]}
 
 
 def describe_headers() -> list[Json]:
@@ -188,7 +193,7 @@ def describe_headers() -> list[Json]:
             "name": "X-Org-ID",
             "in": "header",
             "description": "The organisation that is asked about. Needed with a personal key.",
-            "schema": org_id,
+            "schema": or_empty(org_id),
         },
         {
             "name": "If-None-Match",
