@@ -11,8 +11,11 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from redis import Redis
 
+from feeds.cache import show as cache_feeds
+from feeds.link import Link
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker import streams as event_streams
+from worker.ledger import Posted
 from worker.settings import worker_settings
 
 CONNECT_TIMEOUT_S = 5
@@ -47,6 +50,17 @@ def connect_options() -> dict[str, Any]:
 def streams() -> Redis:
     """Return the streams' Redis."""
     return event_streams.connect(required(worker_settings().redis_url, "REDIS_URL"))
+
+
+@cache
+def feeds_link() -> Link:
+    """Return the connection to the feeds' Redis: for one thread of this process."""
+    return Link(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
+
+
+def show(connection: Connection[Any], posted: Posted, repeated: bool) -> None:  # noqa: FBT001
+    """Put what was committed into the cached feeds; drop those of a batch that had been posted before."""
+    cache_feeds(feeds_link(), connection, posted.movements, posted.org_ids if repeated else ())
 
 
 @cache

@@ -1,6 +1,6 @@
 """Which events could not be posted, and what becomes of them?"""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.entries import Entry
 from worker.events import EventRefused, EventTooLarge
-from worker.ledger import Posted, post_entries
+from worker.intake import Show
+from worker.ledger import post_entries
 
 SQL = load_queries(__file__)
 
@@ -80,7 +81,7 @@ def replay(
     connection: Connection[Any],
     ledger: Ledger,
     dead_letter_ids: Sequence[int],
-    show: Callable[[Posted, bool], None],
+    show: Show,
 ) -> Replayed:
     """Post dead letters again, oldest first, as the entries that they were; those posted are dead letters no more.
 
@@ -95,7 +96,7 @@ def replay(
         whole = {entry_of(letter): letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused}
         with connection.transaction():
             posted = post_entries(connection, ledger, list(whole), again=True)
-        show(posted, True)
+        show(connection, posted, True)
         refused |= {whole[refusal.entry]: refusal.reason for refusal in posted.refusals}
         outcome.refused.update(refused)
         outcome.posted.extend(discard_dead_letters(connection, unrefused(letters, refused)))

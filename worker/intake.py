@@ -29,6 +29,9 @@ SQL = load_queries(__file__)
 LOOK_AGAIN_S = 0.02
 
 
+Show = Callable[[Connection[Any], Posted, bool], None]
+
+
 class EventKills(EventRefused):
     """Posting it ended the process, again and again. Look at it before it is replayed."""
 
@@ -69,7 +72,7 @@ class Intake:
     connection: Connection[Any]
     streams: Redis
     ledger: Ledger
-    show: Callable[[Posted, bool], None]
+    show: Show
     wake: Callable[[], None]
     name: bytes = field(default_factory=lambda: secrets.token_hex(8).encode())
     seen: dict[int, str] = field(default_factory=dict)
@@ -149,7 +152,7 @@ def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
     except BaseException:
         take_back(intake, taken)
         raise
-    intake.show(posted, any(part.repeated for part in taken))
+    intake.show(intake.connection, posted, any(part.repeated for part in taken))
     finish(intake, taken)
     intake.posted += sum(len(part.entries) for part in taken)
     intake.buried += len(posted.refusals)

@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from uuid_utils.compat import uuid7
 
 from feeds.movement import Movement
@@ -29,7 +28,6 @@ NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55"
 class Posted:
     """What a batch came to: new movements by organisation, the organisations it named, what was buried."""
 
-    epoch: UUID
     movements: dict[str, list[Movement]] = field(default_factory=dict)
     org_ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
@@ -40,7 +38,7 @@ class Posted:
         for org_id, lines in other.movements.items():
             movements[org_id] = movements[org_id] + lines
         refusals = self.refusals + other.refusals
-        return Posted(other.epoch, dict(movements), self.org_ids | other.org_ids, refusals)
+        return Posted(dict(movements), self.org_ids | other.org_ids, refusals)
 
 
 def post_entries(
@@ -58,7 +56,7 @@ def post_entries(
         if is_transient(error):
             raise
         if len(entries) == 1:
-            return give_up(connection, ledger, entries[0], error)
+            return give_up(connection, entries[0], error)
     middle = len(entries) // 2
     first = post_entries(connection, ledger, entries[:middle], again=again)
     return first.merge(post_entries(connection, ledger, entries[middle:], again=again))
@@ -71,13 +69,13 @@ def is_transient(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
-def give_up(connection: Connection[Any], ledger: Ledger, entry: Entry, error: psycopg.Error) -> Posted:
+def give_up(connection: Connection[Any], entry: Entry, error: psycopg.Error) -> Posted:
     """Bury the one entry that the database will not have."""
     code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
     reason = EventRefused(f"the database refused it{code}: {error.diag.message_primary or type(error).__name__}")
     with connection.transaction():
         bury(connection, [Refusal(entry, reason)])
-    return Posted(ledger.epoch, refusals=[Refusal(entry, reason)])
+    return Posted(refusals=[Refusal(entry, reason)])
 
 
 def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool) -> Posted:
@@ -85,7 +83,7 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
     events, refusals = parse_entries(entries, ledger)
     org_ids = sorted({event.org_id for _, event in events})
     buried, org_nos, organisations = lock(connection, ledger, org_ids, [] if again else entries)
-    terms, epoch = read(connection, ledger, org_nos, organisations, [event for _, event in events])
+    terms = read(connection, ledger, org_nos, organisations, [event for _, event in events])
     for entry, event in events:
         if (entry.stream, entry.entry_id) in buried and entry.digest in buried[entry.stream, entry.entry_id]:
             continue
@@ -97,7 +95,7 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
     if refusals:
         bury(connection, refusals)
     movements = {org_id: state.movements for org_id, state in organisations.items() if state.movements}
-    return Posted(epoch, movements, set(org_ids), refusals)
+    return Posted(movements, set(org_ids), refusals)
 
 
 def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
@@ -145,8 +143,8 @@ def read(
     org_nos: Mapping[str, int],
     organisations: Mapping[str, Organisation],
     events: Sequence[Event],
-) -> tuple[Terms, UUID]:
-    """Read into the locked organisations what the events need, and return the terms and the epoch.
+) -> Terms:
+    """Read into the locked organisations what the events need, and return the terms.
 
     These are later statements than the one that waited for the locks: each sees what was committed meanwhile.
     """
@@ -166,15 +164,8 @@ def read(
     kinds = tuple(ledger.usage_numbers)
     for org_no, usage_ref, usage_number, total in found_usages:
         by_no[org_no].usages[usage_ref] = (kinds[usage_number], total)
-    now, epoch = fetch(clock)
-    return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7), epoch
-
-
-def fetch(cursor: Cursor[Any]) -> tuple[datetime, UUID]:
-    """Return the clock and the epoch."""
-    row = cursor.fetchone()
-    assert row is not None, "check_ledger has seen the ledger's row"
-    return row[0], row[1]
+    [(now,)] = clock.fetchall()
+    return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7)
 
 
 def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, list[object]]:

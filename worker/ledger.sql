@@ -51,8 +51,8 @@ JOIN movements AS m ON m.org_no = r.org_no AND m.usage_ref = r.usage_ref AND m.u
 GROUP BY m.org_no, m.usage_ref, m.usage_number;
 
 -- name: read_clock
--- The clock that all decisions follow, read after the locks were granted; and the ledger's epoch.
-SELECT clock_timestamp(), epoch FROM ledger;
+-- The clock that all decisions follow, read after the locks were granted.
+SELECT clock_timestamp();
 
 -- name: copy_movements
 -- New lines; a draw is a pair (grant_no, credits).

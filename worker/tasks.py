@@ -17,8 +17,7 @@ from redis.exceptions import RedisError
 
 from feeds.schema import UnusableSetup
 from worker import broker, intake
-from worker.connections import database, ledger, streams
-from worker.ledger import Posted
+from worker.connections import database, ledger, show, streams
 from worker.settings import worker_settings
 from worker.streams import add_once, place
 from worker.sweep import sweep as run_sweep
@@ -96,10 +95,6 @@ def wake_quietly(celery: Celery, expires_s: float = broker.WAKE_EXPIRES_S) -> No
         broker.wake(celery, expires_s)
     except OperationalError as error:
         log.warning("No drain could be woken, the sweep will do it: %s", first_line(error))
-
-
-def show(posted: Posted, repeated: bool) -> None:  # noqa: FBT001
-    """Put what was posted into the cached feeds."""
 
 
 def first_line(error: Exception) -> str:

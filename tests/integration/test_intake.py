@@ -27,7 +27,7 @@ class Work(Intake):
             connection,
             connect(redis_url),
             ledger,
-            lambda posted, repeated: self.shown.append((posted, repeated)),
+            lambda connection, posted, repeated: self.shown.append((posted, repeated)),
             lambda: self.wakes.append(1),
         )
 
@@ -103,7 +103,7 @@ def test_what_was_posted_is_shown_then_deleted(work, streams):
 
 def test_only_what_was_read_is_deleted_though_a_wipe_gave_newer_events_lower_ids(work, streams):
     send(streams, usage("u1"))
-    work.show = lambda posted, repeated: wipe_and_add(streams)
+    work.show = lambda connection, posted, repeated: wipe_and_add(streams)
     take_batch(work, [SHARD])
     assert [entry for entry, _ in streams.xrange(STREAM)] == [b"0-1"]
 
@@ -146,7 +146,7 @@ class Died(Exception):
     pass
 
 
-def die(posted, repeated):
+def die(connection, posted, repeated):
     raise Died
 
 
@@ -205,7 +205,7 @@ def test_a_leaving_drain_gives_up_its_key_and_wakes_a_successor_only_if_somethin
     assert refs(work) == ["u1"]
     assert streams.get(AWAKE) is None
     assert work.wakes == []
-    work.show = lambda posted, repeated: send(streams, usage("u3", OTHER))
+    work.show = lambda connection, posted, repeated: send(streams, usage("u3", OTHER))
     send(streams, usage("u2"))
     streams.set(AWAKE, work.name)
     take_batch(work, [SHARD])

@@ -45,7 +45,7 @@ def swept(connection, streams, ledger):
 
 @pytest.fixture
 def drained(connection, streams, ledger):
-    return lambda: drain_all(Intake(connection, streams, ledger, lambda posted, repeated: None, lambda: None))
+    return lambda: drain_all(Intake(connection, streams, ledger, lambda *_: None, lambda: None))
 
 
 def grant(org_id, **fields):

@@ -80,7 +80,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
     Doing it twice is harmless: every ref is posted once.
     """
     # Imported here: only a replay posts.
-    from worker.tasks import show as show_in_feeds  # noqa: PLC0415
+    from worker.connections import show as show_in_feeds  # noqa: PLC0415
 
     if bool(dead_letter_ids) == everything:
         raise click.UsageError("Give either IDs or --all.")
