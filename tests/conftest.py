@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
+
 from feeds.settings import reader_settings
 from tests import servers
 from tests.servers import CHECKOUT, Processes

@@ -17,6 +17,7 @@ from tests.servers import CHECKOUT, server_folder, wait_until
 from worker.local.valkey import free_port
 
 READY_WITHIN_S = 60
+pytestmark = pytest.mark.timeout(300)  # each starts seven programs, some of them twice
 
 
 class Up:
