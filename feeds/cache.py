@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds import cached_page
-from feeds.cached_page import WINDOW, FeedsAway
+from feeds.cached_page import EPOCH_EVERY_S, WINDOW, FeedsAway
 from feeds.link import Link
 from feeds.movement import Movement, render
 from feeds.page import EVERYTHING
@@ -24,8 +24,6 @@ SQL = load_queries(__file__)
 
 PATIENCE_S = 1.0
 """How long the feeds' Redis may be away before its feeds are given up."""
-EPOCH_EVERY_S = 0.25
-"""How often a process that reads feeds learns the epoch."""
 RETRY_EVERY_S = 0.05
 
 

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from uuid import UUID
 
-import psycopg
-
 from feeds import cached_page
-from feeds.cache import EPOCH_EVERY_S
-from feeds.cached_page import LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Server
+from feeds.cached_page import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Server
 from feeds.gathered import Gathered
+from feeds.page import Place
+from feeds.postgres import PostgresAway
 from feeds.scripts import PUT, RANGE, Command
+from feeds.store import Slice
 
 TRIES = 3
 REMEMBERED = 100_000
@@ -23,19 +23,10 @@ REMEMBERED = 100_000
 EPOCH_WITHIN_S = 1.0
 
 
-class Newest(NamedTuple):
-    """What Postgres says of a feed: its count as `total`, and the JSON of its newest entries, newest first.
-
-    At least the window's entries, or all.
-    """
-
-    total: int
-    entries: list[bytes]
-
-
 class Fence(NamedTuple):
-    """What a refill saw before it read Postgres: an organisation's hash (of one epoch and server), and its `gen`."""
+    """What a refill saw before it read Postgres: an organisation's hash, its epoch, and its `gen`."""
 
+    epoch: UUID | None
     key: bytes
     gen: bytes
 
@@ -50,7 +41,7 @@ class Seen(NamedTuple):
 class CachedFeeds:
     """The cached feeds as one process reads them. An async context manager.
 
-    `read_epoch` asks Postgres for the ledger's epoch (`feeds.cache.SQL["read_epoch"]`).
+    `read_epoch` asks Postgres for the ledger's epoch (`feeds.cache.SQL["read_epoch"]`); it may raise `PostgresAway`.
     """
 
     def __init__(self, url: str, read_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
@@ -77,39 +68,29 @@ class CachedFeeds:
             await self.task
         await self.gathered.close()
 
-    async def newest(self, org_id: str, feed: int, skip: int, limit: int) -> Found | Missed:
-        """Return at most `limit` entries after the newest `skip`: a numbered page."""
+    async def page(self, org_id: str, feed: int, place: Place) -> Found | Missed:
+        """Return what the cache proves to stand at a place of a feed, in one round trip."""
         key = self.key(org_id)
         if key is None:
             return Missed(Miss.AWAY)
-        if skip >= self.window:
-            return await self.beyond(org_id, feed, skip)
-        commands: list[Command] = [
-            ("HGET", key, feed),
-            ("LRANGE", cached_page.list_key(key, feed), -(skip + limit), -(skip + 1)),
-        ]
+        if place.skip >= self.window:
+            return await self.beyond(org_id, feed, place)
         try:
-            sealed, entries = await self.gathered.block(commands)
+            sealed, entries = await self.fetch(key, feed, place)
         except FeedsAway:
             return Missed(Miss.AWAY)
-        answer = cached_page.prove_newest(key, feed, sealed, entries, skip=skip, limit=limit, window=self.window)
-        return self.unless_older(org_id, feed, answer)
+        return self.unless_older(org_id, feed, cached_page.prove(key, feed, sealed, entries, place, window=self.window))
 
-    async def between(self, org_id: str, feed: int, low: int, high: int) -> Found | Missed:
-        """Return the entries with ordinals from `low` to `high`, as far as the feed has them: a cursor's page."""
-        key = self.key(org_id)
-        if key is None:
-            return Missed(Miss.AWAY)
-        try:
-            reply = await self.gathered.run(RANGE, [key, cached_page.list_key(key, feed)], [feed, low, high])
-        except FeedsAway:
-            return Missed(Miss.AWAY)
-        sealed, entries = reply if isinstance(reply, list) else (reply, None)
-        total = cached_page.read_count(key, feed, sealed)
-        if isinstance(total, Missed):
-            return total
-        answer = cached_page.prove_range(key, total, entries, low=low, high=high, window=self.window)
-        return self.unless_older(org_id, feed, answer)
+    async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
+        """Return a feed's sealed count and the entries at a place, oldest first."""
+        keys = [key, cached_page.list_key(key, feed)]
+        if place == Place(place.limit, place.skip):
+            last = -(place.skip + 1)
+            commands: list[Command] = [("HGET", key, feed), ("LRANGE", keys[1], last - place.limit + 1, last)]
+            sealed, entries = await self.gathered.block(commands)
+            return sealed, entries
+        reply = await self.gathered.run(RANGE, keys, [feed, *place])
+        return (reply[0], reply[1]) if isinstance(reply, list) else (reply, None)
 
     async def count(self, org_id: str, feed: int) -> Found | Missed:
         """Return the feed's total alone, without entries: enough to know that a rendered page is still true."""
@@ -123,14 +104,14 @@ class CachedFeeds:
         total = cached_page.read_count(key, feed, sealed)
         return total if isinstance(total, Missed) else self.unless_older(org_id, feed, Found(total, []))
 
-    async def beyond(self, org_id: str, feed: int, skip: int) -> Found | Missed:
+    async def beyond(self, org_id: str, feed: int, place: Place) -> Found | Missed:
         """Answer for a page that the window cannot hold: an empty one, or the total at which Postgres has it."""
         answer = await self.count(org_id, feed)
-        if isinstance(answer, Missed) or skip >= answer.total:
+        if isinstance(answer, Missed) or place.skip >= answer.total:
             return answer
         return Missed(Miss.BEYOND, answer.total)
 
-    async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Newest]]) -> Newest:
+    async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Slice]]) -> Slice:
         """Read a feed from Postgres and put it into the cache; returns what was read last.
 
         Reads again, three times at most, where something newer may have come while it read. Only what
@@ -140,7 +121,7 @@ class CachedFeeds:
         for _ in range(TRIES):
             fence = await self.fence(org_id, feed)
             newest = await read_newest()
-            self.remember(org_id, feed, newest.total, of_ledger=True)
+            self.remember(org_id, feed, newest.total, of_epoch=newest.epoch)
             if fence is None or await self.put(fence, feed, newest):
                 break
         assert newest is not None
@@ -149,7 +130,7 @@ class CachedFeeds:
     async def fence(self, org_id: str, feed: int) -> Fence | None:
         """Make sure of an organisation's hash before Postgres is read; None if there can be none now."""
         for _ in range(2):
-            key = self.key(org_id)
+            key, epoch = self.key(org_id), self.epoch
             if key is None:
                 return None
             commands: list[Command] = [
@@ -162,14 +143,16 @@ class CachedFeeds:
             try:
                 *_, gen, sealed = await self.gathered.block(commands)
                 if isinstance(gen, bytes) and cached_page.read_count(key, feed, sealed) != Missed(Miss.CORRUPT):
-                    return Fence(key, gen)
+                    return Fence(epoch, key, gen)
                 await self.gathered.ask([("UNLINK", key)], atomic=False)
             except FeedsAway:
                 return None
         return None
 
-    async def put(self, fence: Fence, feed: int, newest: Newest) -> bool:
+    async def put(self, fence: Fence, feed: int, newest: Slice) -> bool:
         """Put what Postgres said, unless the fence has fallen; True also where there is no use in another try."""
+        if newest.epoch != fence.epoch:
+            return True
         start = cached_page.seed(fence.key)
         entries = newest.entries[: self.window][::-1]
         first = newest.total - len(entries) + 1
@@ -200,12 +183,12 @@ class CachedFeeds:
         self.remember(org_id, feed, answer.total)
         return answer
 
-    def remember(self, org_id: str, feed: int, total: int, *, of_ledger: bool = False) -> None:
-        """Note what was served. A lower total counts only when the ledger itself says so, in a later epoch."""
+    def remember(self, org_id: str, feed: int, total: int, of_epoch: UUID | None = None) -> None:
+        """Note what was served, `of_epoch` if by Postgres. A lower total counts only there, in a new epoch."""
         seen = self.seen.pop((org_id, feed), None)
-        if seen is not None and not (of_ledger and seen.epoch != self.epoch):
+        if seen is not None and of_epoch in {None, seen.epoch}:
             total = max(total, seen.total)
-        self.seen[org_id, feed] = Seen(self.epoch, total)
+        self.seen[org_id, feed] = Seen(of_epoch or self.epoch, total)
         if len(self.seen) > REMEMBERED:
             self.seen.popitem(last=False)
 
@@ -215,7 +198,7 @@ class CachedFeeds:
             try:
                 async with asyncio.timeout(EPOCH_WITHIN_S):
                     epoch = await self.read_epoch()
-            except (psycopg.Error, OSError, TimeoutError) as error:
+            except (PostgresAway, TimeoutError) as error:
                 raise FeedsAway(f"no epoch: {error}") from error
             if epoch != self.epoch:
                 self.epoch = epoch

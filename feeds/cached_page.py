@@ -14,10 +14,14 @@ from typing import NamedTuple
 from uuid import UUID
 from zlib import crc32
 
+from feeds.page import Place, cut
+
 WINDOW = 200
 """How many of its newest entries a cached feed holds."""
 LIFETIME_S = 600
 """How long a cached organisation lives, counted from its first read: what a lost append costs at most."""
+EPOCH_EVERY_S = 0.25
+"""How often a process that reads feeds learns the epoch."""
 RENDERING = 1
 """The version of `feeds.movement.render`: raise it when the same movement would show other bytes."""
 
@@ -109,42 +113,35 @@ def seal_json(start: int, json: bytes) -> bytes:
     return b"%08x %s" % (crc32(json, start), json)
 
 
-def prove_newest(  # noqa: PLR0913 -- what Redis gave, and what was asked
-    key: bytes, feed: int, sealed: object, entries: object, *, skip: int, limit: int, window: int = WINDOW
+def prove(  # noqa: PLR0913 -- what Redis gave, and what was asked
+    key: bytes, feed: int, sealed: object, entries: object, place: Place, *, window: int = WINDOW
 ) -> Found | Missed:
-    """Prove the answer to: at most `limit` entries after the newest `skip`."""
-    count = read_count(key, feed, sealed)
-    if isinstance(count, Missed):
-        return count
-    return prove_range(key, count, entries, low=count - skip - limit + 1, high=count - skip, window=window)
-
-
-def prove_range(  # noqa: PLR0913
-    key: bytes, count: int, entries: object, *, low: int, high: int, window: int = WINDOW
-) -> Found | Missed:
-    """Prove the answer to: the entries with ordinals `low` to `high`, as far as the feed has them."""
-    low, high = max(low, 1), min(high, count)
-    wanted = max(high - low + 1, 0)
+    """Prove what Redis gave for a place: the feed's sealed count, and entries, oldest first."""
+    total = read_count(key, feed, sealed)
+    if isinstance(total, Missed):
+        return total
+    span = cut(place, total)
+    wanted = span.newest - span.below
     if not isinstance(entries, list):
         return Missed(Miss.CORRUPT)
     if len(entries) > wanted:
         return Missed(Miss.TORN)
     if len(entries) < wanted:
-        return Missed(Miss.BEYOND if count - low >= window else Miss.SHORT, count)
-    return prove_entries(key, count, entries, high)
+        return Missed(Miss.BEYOND if total - span.below > window else Miss.SHORT, total)
+    return prove_entries(key, total, entries, span.newest)
 
 
-def prove_entries(key: bytes, count: int, entries: Sequence[bytes], high: int) -> Found | Missed:
-    """Prove entries, oldest first, of which the last should have the ordinal `high`."""
+def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int) -> Found | Missed:
+    """Prove entries, oldest first, of which the last should have the ordinal `newest`."""
     start = seed(key)
     found = []
-    for ordinal, entry in zip(range(high, 0, -1), reversed(entries), strict=False):
+    for ordinal, entry in zip(range(newest, 0, -1), reversed(entries), strict=False):
         head, _, json = entry.partition(b" {")
         json = b"{" + json
         if head != b"%d %08x" % (ordinal, crc32(json, start)):
             return Missed(Miss.TORN if is_whole(head, json, start) else Miss.CORRUPT)
         found.append(json)
-    return Found(count, found)
+    return Found(total, found)
 
 
 def is_whole(head: bytes, json: bytes, start: int) -> bool:

@@ -1,11 +1,17 @@
--- The sealed count of a feed, and its entries with ordinals from `low` to `high` as far as the list has them,
--- oldest first. For cursors: where an ordinal lies in the list depends on the count.
+-- The sealed count of a feed, and its entries at a place as far as the list has them, oldest first. For cursors:
+-- where an ordinal lies in the list depends on the count. The arithmetic is that of `feeds.page.cut`.
 --
--- KEYS: the organisation's hash, the feed's list. ARGV: the feed's number, low, high.
+-- KEYS: the organisation's hash, the feed's list. ARGV: the feed's number; limit, skip, ceiling, floor.
 local sealed = redis.call('HGET', KEYS[1], ARGV[1])
 local count = tonumber(string.match(sealed or '', '^%d+'))
-local low, high = tonumber(ARGV[2]), tonumber(ARGV[3])
-if not count or math.min(high, count) < low then
+if not count then
   return { sealed, {} }
 end
-return { sealed, redis.call('LRANGE', KEYS[2], low - count - 1, math.min(high, count) - count - 1) }
+local limit, skip = tonumber(ARGV[2]), tonumber(ARGV[3])
+local ceiling, floor = tonumber(ARGV[4]), tonumber(ARGV[5])
+local newest = math.max(math.min(count - skip, ceiling), 0)
+local below = math.max(newest - limit, math.min(floor, newest), 0)
+if newest == below then
+  return { sealed, {} }
+end
+return { sealed, redis.call('LRANGE', KEYS[2], below - count, newest - count - 1) }

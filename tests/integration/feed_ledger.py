@@ -1,0 +1,82 @@
+"""A ledger in memory, and servers of a test's own, for the tests of the cached feeds."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from feeds.movement import Kind, Movement, render
+from feeds.page import feed_numbers
+from feeds.store import Slice
+from tests import servers
+from worker.local import children
+from worker.local.valkey import SIGNALS, Valkey, start_valkey
+
+PROGRAMS = [None, *map(Path, filter(None, [shutil.which("redis-server")]))]
+"""Servers that `own_server` can start: the wheel's, and Redis where this machine has it."""
+
+
+class FeedLedger:
+    """Movements of any organisation, as Postgres would keep them."""
+
+    def __init__(self) -> None:
+        self.epoch = uuid4()
+        self.feeds: dict[tuple[str, int], list[Movement]] = {}
+        self.reads = 0
+
+    def post(self, org_id: str, count: int = 1, kind: Kind = Kind.ALLOT) -> list[Movement]:
+        """Commit movements of one kind, and return them."""
+        return [self.post_one(org_id, kind) for _ in range(count)]
+
+    def post_one(self, org_id: str, kind: Kind) -> Movement:
+        usage_number = 0 if kind in {Kind.CONSUME, Kind.OVERFLOW} else None
+        numbers = feed_numbers(kind, usage_number)
+        ordinals = {number: self.total(org_id, number) + 1 for number in numbers}
+        movement = Movement(
+            id=UUID(bytes=secrets.token_bytes(16), version=4),
+            kind=kind,
+            credits=ordinals[0] if kind is Kind.ALLOT else -ordinals[0],
+            usage_kind=None if usage_number is None else "ai_usage",
+            usage_ref=f"ref_{ordinals[0]}",
+            created_at=datetime(2026, 6, 1, tzinfo=UTC) + timedelta(seconds=ordinals[0]),
+            ordinals=ordinals,
+        )
+        for number in numbers:
+            self.feeds.setdefault((org_id, number), []).append(movement)
+        return movement
+
+    def total(self, org_id: str, feed: int) -> int:
+        return len(self.feeds.get((org_id, feed), []))
+
+    def newest_first(self, org_id: str, feed: int) -> list[bytes]:
+        return [render(movement) for movement in reversed(self.feeds.get((org_id, feed), []))]
+
+    async def read_epoch(self) -> UUID:
+        return self.epoch
+
+    def reader(self, org_id: str, feed: int, window: int = 200):
+        """Return the function by which a refill reads this feed."""
+
+        async def read_newest() -> Slice:
+            self.reads += 1
+            total, entries = self.total(org_id, feed), self.newest_first(org_id, feed)
+            return Slice(self.epoch, total, self.total(org_id, 0), total, entries[:window])
+
+        return read_newest
+
+
+@contextmanager
+def own_server(folder: Path | None = None, program: Path | None = None) -> Iterator[Valkey]:
+    """Give a Valkey of the test's own, which it may stop, pause, fill or fail over."""
+    with servers.server_folder() as fresh:
+        where = folder or fresh / "valkey"
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with (fresh / "log").open("wb") as log:
+            server = start_valkey(where, log, program=program)
+            try:
+                yield server
+            finally:
+                children.stop(server.process, SIGNALS, within_s=10)
