@@ -82,7 +82,7 @@ def make(venv: Path, lock: Path) -> None:
         install = [uv, "pip", "install", "--quiet", "--python", str(python)]
     elif importlib.util.find_spec("ensurepip"):
         run([sys.executable, "-m", "venv", "--clear", str(venv)])
-        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-input"]
+        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-input"]
     else:
         sys.exit("run.py: this Python cannot make virtual environments: install uv, or your system's python3-venv.")
     run([*install, "--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement", str(lock)])

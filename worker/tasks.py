@@ -119,6 +119,13 @@ def empty_drains(**_: Any) -> None:
         queue.purge()
 
 
+def quieten(**_: Any) -> None:
+    """Keep the coming and going of every drain and sweep, four lines a second, out of the log."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+signals.after_setup_logger.connect(quieten, weak=False)
 signals.worker_init.connect(refuse_to_start, weak=False)
 signals.worker_init.connect(empty_drains, weak=False)
 signals.beat_init.connect(refuse_to_start, weak=False)
