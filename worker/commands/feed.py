@@ -49,9 +49,9 @@ def feed(*, org: str, page: int, limit: int, as_json: bool, **narrowed: str | No
         show_document(document)
         return
     show_rows(
-        ["created_at", "kind", "credits", "usage_kind", "usage_ref"],
+        ["created", "kind", "credits", "usage", "ref"],
         [
-            [item["created_at"], item["kind"], item["credits"], item.get("usage_kind"), item["usage_ref"]]
+            [item["created_at"][:19] + "Z", item["kind"], item["credits"], item.get("usage_kind"), item["usage_ref"]]
             for item in document["items"]
         ],
     )
@@ -106,9 +106,11 @@ def grants(*, org: str, as_json: bool) -> None:
     if as_json:
         show_document(found)
         return
-    shown = ("grant_ref", "state", "priority", "credits", "remaining", "effective_at", "expires_at")
-    names = ("grant", "state", "priority", "credits", "remaining", "from", "until")
-    show_rows(names, [[grant[name] for name in shown] for grant in found])
+    shown = {"grant_ref": "grant", "state": "state", "priority": "prio", "credits": "credits", "remaining": "left"}
+    if any(grant["effective_at"] for grant in found):
+        shown["effective_at"] = "from"
+    shown["expires_at"] = "until"
+    show_rows(list(shown.values()), [[grant[name] for name in shown] for grant in found])
 
 
 def find_organisation(connection: Connection[Any], org: str) -> Organisation:

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from feeds.movement import show_time
 from worker.events import EventRefused
 
 PIPED_WIDTH = 1000
+SHORT = len("2026-06-01T10:00:00.123456Z")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -26,11 +26,12 @@ def show_document(document: Any) -> None:
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table: to the terminal's width, with nothing cut off where there is no terminal."""
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        numeric = bool(rows) and all(isinstance(row[len(table.columns)], int) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    """Print a table: to the terminal's width (long texts fold), with nothing cut off where there is no terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for place, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[place], int) for row in rows)
+        folds = any(len(show_value(row[place])) > SHORT for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not folds)
     for row in rows:
         table.add_row(*(Text(show_value(value)) for value in row))
     console().print(table)
