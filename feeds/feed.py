@@ -1,13 +1,17 @@
 """Where does a page come from?"""
 
+import asyncio
 from typing import NamedTuple
 from uuid import UUID
 
 from feeds.flight import Flights
 from feeds.page import Filter, Place, cut, feed_number
+from feeds.postgres import PostgresAway
 from feeds.store import Slice, Store, read_place
 
 NEVER = UUID(int=0)
+READ_S = 0.9
+"""How long a reader waits for Postgres, the wait for an earlier question of the same kind included."""
 
 
 class Feeds(NamedTuple):
@@ -27,4 +31,10 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place) -> Slice:
 
 async def read_store(feeds: Feeds, org_id: str, feed: Filter, place: Place) -> Slice:
     """Return the lines by Postgres: all who wait for the same ones read once."""
-    return await feeds.flights.share((org_id, feed, place), lambda: read_place(feeds.store, org_id, feed, place))
+    try:
+        async with asyncio.timeout(READ_S):
+            return await feeds.flights.share(
+                (org_id, feed, place), lambda: read_place(feeds.store, org_id, feed, place)
+            )
+    except TimeoutError as error:
+        raise PostgresAway("no page in time") from error

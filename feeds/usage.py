@@ -52,7 +52,7 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
         answer = await answer_usage(scope)
     except Problem as problem:
         answer = show_problem(problem)
-    except (PostgresAway, TimeoutError) as away:
+    except PostgresAway as away:
         log.warning("no page: %s", away)
         answer = show_problem(Failed())
     except Exception:  # the edge: a reader gets the envelope, the operator the traceback

@@ -1,12 +1,15 @@
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import jsonschema_rs
 import psycopg
 import pytest
 from starlette.testclient import TestClient
 
+from feeds import identity
 from feeds.endpoint import app
 from feeds.keys import create_key, new_secret, revoke_key, set_member
 from tests.seed import MIXED, seed
@@ -330,3 +333,16 @@ def test_a_page_holds_what_its_description_says(client, bearer):
     check("Error", client.get(PATH).json())
     check("Error", client.get(PATH, headers=bearer, params={"page": 0}).json())
     check("Health", client.get("/readyz").json())
+
+
+def test_an_answer_comes_within_two_seconds_when_postgres_hangs_though_the_key_is_asked_about_first(
+    client, bearer, connection
+):
+    with patch.object(identity, "FRESH_S", 0.0):
+        assert client.get(PATH, headers=bearer).status_code == 200
+    with connection.transaction():
+        connection.execute("LOCK TABLE movements, api_keys IN ACCESS EXCLUSIVE MODE")
+        for _ in range(2):
+            started = time.monotonic()
+            assert_refused(client.get(PATH, headers=bearer), 500, "credit.usage.failed")
+            assert time.monotonic() - started < 2
