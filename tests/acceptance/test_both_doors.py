@@ -22,7 +22,9 @@ def usage(ref, org_id="org_a"):
     return {"type": "usage", "org_id": org_id, "usage_ref": ref, "usage_kind": "ai_usage", "credits": 3}
 
 
-def test_a_producer_is_posted_within_a_second_without_a_schedule(processes, environment, redis_url, count_lines, wait_until):
+def test_a_producer_is_posted_within_a_second_without_a_schedule(
+    processes, environment, redis_url, count_lines, wait_until
+):
     processes.worker()
     with Producer(redis_url) as producer:
         producer.grant("org_a", "g", 5, "plan")
@@ -48,6 +50,8 @@ def test_the_celery_task_posts_a_list_and_what_is_none_becomes_a_dead_letter(
         app.send_task("events.post", args=["nonsense", 5], kwargs={"a": 1}, queue="events")
     wait_until(lambda: count_lines() == 2, within_s=5)
     with psycopg.connect(database_url) as connection:
+
         def dead():
             return connection.execute("SELECT count(*) FROM dead_letters").fetchone()[0]
+
         wait_until(lambda: dead() == 3, within_s=5)

@@ -4,6 +4,7 @@ A child gets a signal from the kernel when its parent dies (Linux), and its whol
 grandchildren too, gets it from the guard, which notices the same by a pipe (everywhere).
 """
 
+import atexit
 import ctypes
 import os
 import pwd
@@ -66,7 +67,9 @@ def have_guard_hold(file: int) -> None:
 def guard() -> Process:
     """Start the guard of this process's children, once."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", pass_fds=held_by_guard)  # noqa: S603 -- our own
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", pass_fds=held_by_guard)  # noqa: S603 -- our own
+    atexit.register(process.communicate)  # it ends when its pipe does
+    return process
 
 
 def tell_guard(group: int, number: int) -> None:
