@@ -23,7 +23,7 @@ SELECT
         WHEN open THEN 'open'
         WHEN revoked > 0 OR allot_position IS NULL THEN 'revoked'
         WHEN expired > 0 THEN 'expired'
-        ELSE 'closed'
+        ELSE 'spent'
     END AS state,
     source, priority, credits, remaining, drawn, expired, revoked, effective_at, expires_at, revoke_reason
 FROM grants
