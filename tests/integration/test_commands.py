@@ -134,7 +134,7 @@ nonsense
 def test_send_sends_the_good_lines_and_names_the_bad_ones(environment):
     result = run("send", "-", code=1, stdin=LINES)
 
-    assert result.stdout == "3 events sent, 3 lines are bad.\n"
+    assert result.stdout == "3 sent, 3 bad.\n"
     reasons = result.stderr.splitlines()
     assert [reason.split(": ")[:2] for reason in reasons] == [
         ["line 4", "undecodable"],

@@ -112,7 +112,7 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
     if as_json:
         show_document({"good": good, "bad": bad, "sent": 0 if check else good})
     else:
-        click.echo(f"{good} events {'are good' if check else 'sent'}, {bad} lines are bad.")
+        click.echo(f"{good:,} {'good' if check else 'sent'}, {bad:,} bad.")
     if bad:
         sys.exit(1)
 

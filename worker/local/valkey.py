@@ -41,7 +41,7 @@ class Access(NamedTuple):
     @property
     def url(self) -> str:
         """Return the server's URL."""
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        return f"redis://default:{self.password}@127.0.0.1:{self.port}/0"
 
 
 def start_valkey(
