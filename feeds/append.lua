@@ -33,7 +33,7 @@ local function push(list, places, first, count)
     entries[#entries + 1] = string.format('%.0f', first + i - 1) .. ' ' .. ARGV[lines + places[i]]
   end
   redis.call('RPUSH', list, unpack(entries))
-  
+  redis.call('LTRIM', list, -window, -1)
 end
 
 for i = 1, feeds do

@@ -21,7 +21,7 @@ for _, field in ipairs({ feed, '~' .. feed }) do
   end
 end
 
-redis.call('DEL', list)
+
 if #ARGV > 3 then
   redis.call('RPUSH', list, unpack(ARGV, 4))
   -- Never beyond the hash's end: a lost append is to be forgotten with all else.

@@ -19,7 +19,6 @@ from worker.ledger import Posted
 from worker.settings import worker_settings
 
 CONNECT_TIMEOUT_S = 5
-STATEMENT_TIMEOUTS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
 
 
 @cache
@@ -37,13 +36,8 @@ def database() -> ConnectionPool[Connection[Any]]:
 
 
 def connect_options() -> dict[str, Any]:
-    """Return how the worker connects: autocommit, nothing prepared (so that PgBouncer may sit between), time-outs."""
-    return {
-        "autocommit": True,
-        "prepare_threshold": None,
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "options": STATEMENT_TIMEOUTS,
-    }
+    """Return how the worker connects: autocommit, and nothing prepared, so that PgBouncer may sit between."""
+    return {"autocommit": True, "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
 
 
 @cache

@@ -121,7 +121,7 @@ def lock(
     """
     sources = {"streams": [entry.stream for entry in entries], "entry_ids": [entry.entry_id for entry in entries]}
     with connection.pipeline():
-        connection.execute(SQL["plan_by_index"])
+        connection.execute(SQL["bound_work"])
         found = connection.execute(SQL["find_buried"], sources)
         connection.execute(SQL["insert_organisations"], {"org_ids": org_ids})
         locked = connection.execute(SQL["lock_organisations"], {"org_ids": org_ids})

@@ -1,6 +1,10 @@
--- name: plan_by_index
--- Plans that cannot go wrong on fresh tables: without statistics the planner scans what will soon be large.
+-- name: bound_work
+-- For this transaction: bounds on waiting, and plans that cannot go wrong on fresh tables, where without
+-- statistics the planner scans what will soon be large. (Not in the connection's options: PgBouncer refuses those.)
 SELECT
+    set_config('statement_timeout', '30s', true),
+    set_config('lock_timeout', '10s', true),
+    set_config('idle_in_transaction_session_timeout', '60s', true),
     set_config('enable_seqscan', 'off', true),
     set_config('enable_hashjoin', 'off', true),
     set_config('enable_mergejoin', 'off', true);

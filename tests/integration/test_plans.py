@@ -19,7 +19,7 @@ def connection(database_url):
 
 def explain(connection, query, parameters):
     with connection.transaction():
-        connection.execute(ledger.SQL["plan_by_index"])
+        connection.execute(ledger.SQL["bound_work"])
         rows = connection.execute(b"EXPLAIN " + query, parameters).fetchall()
     return "\n".join(line for (line,) in rows)
 
