@@ -1,0 +1,274 @@
+"""Is the code where design.md and style.md want it: imports, sizes, names, words?"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+CHECKOUT = Path(__file__).parents[1]
+PACKAGES = ("feeds", "worker")
+PURE = {"feeds.movement", "feeds.page", "worker.events", "worker.posting"}
+PURE_LIBRARIES = {"pydantic", "typeid"}
+STANDARD_LIBRARY_OF_VALUES = {
+    "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "itertools",
+    "json", "math", "operator", "re", "types", "typing", "uuid", "zlib",
+}  # fmt: skip
+"""Nothing with a clock, chance, a file or a network; what of `datetime` and `uuid` has, is looked for by name."""
+IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid6", "uuid7", "open", "getenv", "input", "print"}
+CORE = {"celery", "redis", "pydantic"}
+"""What producers have installed, with what these need."""
+LINES_OF_A_MODULE = 300
+LINES_OF_A_FUNCTION = 45
+HISTORIES = 32
+
+MODULES = sorted(path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
+QUERIES = sorted(
+    path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.sql") if not path.stem[:4].isdigit()
+)
+"""The `.sql` files that a module loads; the others are migrations."""
+
+
+def name_of(path: Path) -> str:
+    """Return a file's path from the checkout."""
+    return path.relative_to(CHECKOUT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a module."""
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tracked() -> list[Path]:
+    """Return the files under version control, or all but the ignored where there is none yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = [CHECKOUT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in found if path.is_file()]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that a module imports, wherever in it; of `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), name_of(path))
+
+
+def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Yield every function and class, however deep."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return (node for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def is_module(name: str) -> bool:
+    """Tell whether a dotted name is a module of ours."""
+    path = CHECKOUT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def test_feeds_imports_neither_worker_nor_celery():
+    found = {
+        (name_of(path), name)
+        for path in MODULES
+        if path.is_relative_to(CHECKOUT / "feeds")
+        for name in imports(parse(path))
+        if name.split(".")[0] in {"worker", "celery", "kombu", "billiard"}
+    }
+    assert found == set()
+
+
+def test_feeds_can_be_imported_where_there_is_no_celery():
+    modules = [module_of(path) for path in MODULES if path.is_relative_to(CHECKOUT / "feeds")]
+    done = import_without({"worker", "celery", "kombu", "billiard"}, *modules)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_a_pure_module_imports_pure_ones_alone(module):
+    tree = parse(CHECKOUT.joinpath(*module.split(".")).with_suffix(".py"))
+    allowed = STANDARD_LIBRARY_OF_VALUES | PURE_LIBRARIES
+    ours = {name for name in imports(tree) if name.split(".")[0] in PACKAGES and is_module(name)}
+    others = {name.split(".")[0] for name in imports(tree)} - set(PACKAGES)
+    assert ours <= PURE
+    assert others <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_a_pure_module_asks_no_clock_and_rolls_no_dice(module):
+    tree = parse(CHECKOUT.joinpath(*module.split(".")).with_suffix(".py"))
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = {function.attr for function in called if isinstance(function, ast.Attribute)}
+    names |= {function.id for function in called if isinstance(function, ast.Name)}
+    assert names & IMPURE_CALLS == set()
+
+
+def import_without(forbidden: set[str], *modules: str) -> subprocess.CompletedProcess[str]:
+    """Import modules in a fresh process that finds nothing of what is forbidden."""
+    program = f"""
+import importlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {forbidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_producer_needs_the_core_dependencies_alone():
+    installed = locked_names()
+    forbidden = import_names(installed - required_by(CORE))
+    assert forbidden >= {
+        "psycopg", "psycopg_pool", "rich", "starlette", "granian", "pydantic_settings", "typeid", "uuid_utils",
+        "prometheus_client", "hiredis", "pytest",
+    }  # fmt: skip
+    done = import_without(forbidden, "worker.producer")
+    assert done.returncode == 0, done.stderr
+
+
+def locked_names() -> set[str]:
+    """Return the names of all that the lock file holds."""
+    return set(re.findall(r"^([\w.-]+)==", (CHECKOUT / "requirements.lock").read_text(), flags=re.MULTILINE))
+
+
+def required_by(names: set[str]) -> set[str]:
+    """Return distributions, and what they require in turn on this machine; no extras."""
+    found, to_see = set(), set(names)
+    while to_see:
+        name = to_see.pop()
+        found.add(name)
+        try:
+            wanted = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:  # of another platform or Python
+            continue
+        needed = (one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""}))
+        to_see |= {re.sub(r"[-_.]+", "-", one.name).lower() for one in needed} - found
+    return found
+
+
+def import_names(distributions: set[str]) -> set[str]:
+    """Return the top-level packages of distributions."""
+    return {
+        package
+        for package, owners in packages_distributions().items()
+        if {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners} <= distributions
+    }
+
+
+def test_a_module_can_be_read_in_one_sitting():
+    long = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: lines for name, lines in long.items() if lines > LINES_OF_A_MODULE} == {}
+
+
+def test_a_function_fits_on_a_screen():
+    sizes = {
+        f"{name_of(path)}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
+        for path in MODULES
+        for node in definitions(parse(path))
+        if not isinstance(node, ast.ClassDef)
+    }
+    assert {name: lines for name, lines in sizes.items() if lines > LINES_OF_A_FUNCTION} == {}
+
+
+def test_all_that_is_public_says_what_it_promises():
+    assert list(chain.from_iterable(undocumented(path) for path in MODULES)) == []
+
+
+def undocumented(path: Path) -> Iterator[str]:
+    """Yield the public things of a module that have no docstring: what is nested in a function is not public."""
+    tree = parse(path)
+    if not ast.get_docstring(tree) and tree.body:
+        yield name_of(path)
+    to_see: list[ast.AST] = [tree]
+    while to_see:
+        for node in to_see.pop().body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+                if not ast.get_docstring(node):
+                    yield f"{name_of(path)}:{node.lineno} {node.name}"
+                if isinstance(node, ast.ClassDef):
+                    to_see.append(node)
+
+
+def test_no_module_is_named_for_nothing():
+    shapeless = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
+    assert [name_of(path) for path in MODULES if path.stem in shapeless] == []
+
+
+@pytest.mark.parametrize("path", QUERIES, ids=name_of)
+def test_each_query_is_named_promises_something_and_is_used_by_the_module_beside_it(path):
+    text, module = path.read_text(), parse(path.with_suffix(".py"))
+    names = re.findall(r"^-- name: (.*)$", text, flags=re.MULTILINE)
+    promised = re.findall(r"^-- name: (\w+)\n-- \S", text, flags=re.MULTILINE)
+    words = {node.value for node in ast.walk(module) if isinstance(node, ast.Constant)}
+    assert names
+    assert names == promised
+    assert len(names) == len(set(names))
+    assert set(names) <= words
+    assert set(re.findall(r'SQL\["(\w+)"\]', path.with_suffix(".py").read_text())) <= set(names)
+
+
+def test_every_migration_is_numbered_on():
+    names = sorted(path.name for path in (CHECKOUT / "worker/migrations").glob("[0-9]*.sql"))
+    assert all(re.fullmatch(rf"{number:04}_[a-z]+_[a-z_]+\.sql", name) for number, name in enumerate(names, 1))
+
+
+def test_no_file_holds_a_path_of_a_machine_or_the_host_of_a_registry():
+    # Put together here, so that this file does not hold them itself.
+    hosts = (
+        "py" + r"pi\.org",
+        "python" + r"hosted\.org",
+        "registry" + r"\.npmjs",
+        "docker" + r"\.io",
+        r"ghcr" + r"\.io",
+    )
+    folders = ("ho" + "me", "Us" + "ers", "ro" + "ot", "wo" + "rk")
+    forbidden = re.compile(rf"(?:{'|'.join(hosts)})|(?<![\w.}}\])*])/(?:{'|'.join(folders)})/[\w.]")
+    found = [
+        f"{name_of(path)}: {match.group()}"
+        for path in tracked()
+        for match in forbidden.finditer(path.read_bytes().decode(errors="replace"))
+    ]
+    assert found == []
+
+
+def test_no_test_is_skipped_or_expected_to_fail():
+    words = "|".join(("sk" + "ip", "xf" + "ail", "import" + "orskip", "sk" + "ipif"))
+    pattern = re.compile(rf"\b(?:mark|pytest|unittest)\.(?:{words})\b")
+    found = [
+        f"{name_of(path)}: {match.group()}"
+        for path in (CHECKOUT / "tests").rglob("*.py")
+        for match in pattern.finditer(path.read_text())
+    ]
+    assert found == []
+
+
+def test_the_histories_are_all_there_in_their_form():
+    histories = json.loads((CHECKOUT / "tests/vectors/posting.json").read_text())
+    assert len({history["name"] for history in histories}) == len(histories) == HISTORIES
+    assert {tuple(history) for history in histories} == {("name", "expiry_grace_s", "steps", "remaining")}
+    assert all(history["steps"] for history in histories)
+    steps = [step for history in histories for step in history["steps"]]
+    assert {frozenset(step) - {"dead"} for step in steps} == {frozenset({"now", "event", "writes"})}
