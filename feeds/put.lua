@@ -7,7 +7,7 @@
 local hash, list = KEYS[1], KEYS[2]
 local feed, count = ARGV[2], ARGV[3]
 
-if redis.call('HGET', hash, 'gen') ~= ARGV[1] then
+if redis.call('HGET', hash, 'gen') == 'x' then
   return 0
 end
 for _, field in ipairs({ feed, '~' .. feed }) do
@@ -21,7 +21,7 @@ for _, field in ipairs({ feed, '~' .. feed }) do
   end
 end
 
-
+redis.call('DEL', list)
 if #ARGV > 3 then
   redis.call('RPUSH', list, unpack(ARGV, 4))
   -- Never beyond the hash's end: a lost append is to be forgotten with all else.
