@@ -6,7 +6,7 @@ from time import monotonic
 import psycopg
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.schema import check_ledger
 from worker import intake
@@ -128,7 +128,7 @@ def test_what_another_drain_has_just_posted_is_left_to_it(work, make_work, strea
 def test_what_a_dead_drain_has_posted_is_taken_after_a_second_and_its_feeds_are_dropped(work, make_work, streams):
     send(streams, usage("u1"))
     work.show = die
-    with pytest.raises(Died):
+    with pytest.raises(DeathError):
         drain_all(work)
     other = make_work()
     assert take_batch(other, [SHARD]) is Outcome.LEFTOVERS
@@ -142,12 +142,12 @@ def test_what_a_dead_drain_has_posted_is_taken_after_a_second_and_its_feeds_are_
     assert posted.movements == {}
 
 
-class Died(Exception):
+class DeathError(Exception):
     pass
 
 
 def die(connection, posted, repeated):
-    raise Died
+    raise DeathError
 
 
 def age_offsets(work, interval):
@@ -189,7 +189,7 @@ def test_a_shard_that_another_drain_holds_makes_this_one_surplus_and_silent(work
 def test_a_drain_that_meets_only_leftovers_waits_out_its_life_without_spinning(work, make_work, streams):
     send(streams, usage("u1"))
     work.show = die
-    with pytest.raises(Died):
+    with pytest.raises(DeathError):
         drain_all(work)
     work.connection.execute("UPDATE stream_offsets SET moved_at = moved_at + interval '0.4 seconds'")
     streams.config_resetstat()
@@ -401,6 +401,6 @@ def test_redis_away_while_a_batch_is_read_leaves_everything_as_it_was(work, stre
     send(streams, usage("u"))
     known = intake.look(work, [SHARD])
     work.streams = connect("redis://127.0.0.1:1")
-    with pytest.raises(ConnectionError), work.connection.transaction():
+    with pytest.raises(RedisAway), work.connection.transaction():
         intake.read(work, intake.lease(work, known), known)
     assert (refs(work), length(streams)) == ([], 1)

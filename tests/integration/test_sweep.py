@@ -4,7 +4,6 @@ import json
 
 import psycopg
 import pytest
-from redis import Redis
 
 from feeds.schema import check_ledger
 from worker import sweep as sweeping
