@@ -164,6 +164,7 @@ def test_the_composed_processes_take_an_event_and_serve_a_page(containers):
     for service, process in reversed({"valkey": valkey, **started}.items()):
         grace = seconds(containers.services[service]["stop_grace_period"])
         assert containers.processes.stop(process, within_s=min(grace, 30)) == 0, service
+    assert "Cold shutdown" in containers.processes.output(started["worker"])  # so ends a soft one, and no warm one
     assert not any(containers.is_healthy(service) for service in ("valkey", "worker", "schedule", "endpoint"))
 
 
