@@ -109,8 +109,12 @@ def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[l
     """Return keys and arguments of `append.lua`: each JSON once, with the feeds whose window it enters."""
     places: dict[int, list[int]] = {}
     for place, movement in enumerate(movements):
-        for feed in movement.ordinals:
-            places.setdefault(feed, []).append(place)
+        for feed, ordinal in movement.ordinals.items():
+            of_feed = places.setdefault(feed, [])
+            # Two transactions may be shown at once, and another's lines may lie between theirs.
+            if of_feed and ordinal != movements[of_feed[-1]].ordinals[feed] + 1:
+                of_feed.clear()
+            of_feed.append(place)
     used = sorted({place for feed in places for place in places[feed][-window:]})
     sent = {place: number for number, place in enumerate(used, 1)}
     start = cached_page.seed(key)

@@ -7,7 +7,7 @@
 local hash, list = KEYS[1], KEYS[2]
 local feed, count = ARGV[2], ARGV[3]
 
-if redis.call('HGET', hash, 'gen') == 'x' then
+if redis.call('HGET', hash, 'gen') ~= ARGV[1] then
   return 0
 end
 for _, field in ipairs({ feed, '~' .. feed }) do
