@@ -162,6 +162,31 @@ async def test_appends_in_the_wrong_order_serve_no_gap(redis_url):
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
 
+async def test_a_batch_of_which_a_refill_has_seen_a_part_adds_the_rest(redis_url):
+    ledger = FeedLedger()
+    seen = ledger.post(ORG, 5)
+    async with cached_feeds(redis_url, ledger) as feeds:
+        await read(feeds, ledger)
+        with link_to(redis_url) as link:
+            cache.append(link, ledger.epoch, {ORG: seen + ledger.post(ORG, 3)})
+        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+    assert ledger.reads == 1
+
+
+async def test_lines_with_anothers_between_them_are_not_shown_as_neighbours(redis_url):
+    ledger = FeedLedger()
+    before = ledger.post(ORG, 7)
+    async with cached_feeds(redis_url, ledger) as feeds:
+        await read(feeds, ledger)
+        between, after = ledger.post(ORG, 2), ledger.post(ORG, 2)
+        with link_to(redis_url) as link:
+            cache.append(link, ledger.epoch, {ORG: before[-2:] + after})
+            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.SHORT, 11)
+            assert await read(feeds, ledger) == expected(ledger)
+            cache.append(link, ledger.epoch, {ORG: between})
+        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+
+
 async def test_a_refill_that_read_before_a_newer_append_is_refused(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
