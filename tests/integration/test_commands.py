@@ -78,7 +78,7 @@ def test_what_is_added_is_drained_and_shown(environment):
     assert (balance["remaining"], balance["drawable"], balance["pending"], balance["movements"]) == (0, 0, 5, 3)
     assert [(grant["grant_ref"], grant["state"]) for grant in run_json("grants", "org_a")] == [
         ("later", "pending"),
-        (first, "closed"),
+        (first, "spent"),
     ]
     assert run_json("verify")["findings"] == []
 
