@@ -13,12 +13,12 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds import cached_page
-from feeds.cached_page import EPOCH_EVERY_S, WINDOW, FeedsAway
+from feeds.cached_page import EPOCH_EVERY_S, WINDOW, FeedsAway, Found, Miss, Missed
 from feeds.link import Link
 from feeds.movement import Movement, render
 from feeds.page import EVERYTHING
 from feeds.queries import load_queries
-from feeds.scripts import APPEND
+from feeds.scripts import APPEND, Command
 
 SQL = load_queries(__file__)
 
@@ -139,6 +139,29 @@ def drop(link: Link, epoch: UUID, org_ids: Collection[str]) -> int:
         if isinstance(reply, redis.RedisError):
             raise FeedsAway(str(reply))
     return sum(bool(reply) for reply in replies)
+
+
+def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[int, Found | Missed]:
+    """Return what is cached of an organisation's feeds at one moment: all of their entries, newest first.
+
+    Feeds without a count are left out. A list may be shorter than the window.
+    """
+    key = cached_page.hash_key(cached_page.stamp(epoch, link.server()), org_id)
+    asked = sorted(feeds)
+    commands: list[Command] = [("MULTI",), ("HMGET", key, *asked)]
+    commands += [("LRANGE", cached_page.list_key(key, feed), 0, -1) for feed in asked]
+    answer = link.ask([*commands, ("EXEC",)])[-1]
+    if not isinstance(answer, list):
+        raise FeedsAway(str(answer))
+    counts, *entries = answer
+    looked = {}
+    for feed, sealed, listed in zip(asked, counts, entries, strict=True):
+        total = cached_page.read_count(key, feed, sealed)
+        if isinstance(total, int):
+            looked[feed] = cached_page.prove_entries(key, total, listed, total)
+        elif total.reason is not Miss.COLD:
+            looked[feed] = total
+    return looked
 
 
 def lists(key: bytes, fields: object) -> list[bytes]:

@@ -133,6 +133,8 @@ def prove(  # noqa: PLR0913 -- what Redis gave, and what was asked
 
 def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int) -> Found | Missed:
     """Prove entries, oldest first, of which the last should have the ordinal `newest`."""
+    if len(entries) > newest:
+        return Missed(Miss.TORN)
     start = seed(key)
     found = []
     for ordinal, entry in zip(range(newest, 0, -1), reversed(entries), strict=False):

@@ -37,9 +37,14 @@ class Gathered:
         self.before_use = before_use
         self.reply_within_s = reply_within_s
         self.wire: Wire | None = None
-        self.server: Server | None = None
+        self.known: Server | None = None
         self.last_error = "not yet connected"
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def server(self) -> Server | None:
+        """Return the master at the other end."""
+        return None if self.wire is None or self.wire.lost.done() else self.known
 
     async def start(self) -> None:
         """Begin to connect, and wait for the first attempt's end."""
@@ -103,7 +108,7 @@ class Gathered:
             except (FeedsAway, OSError, TimeoutError) as error:
                 self.last_error = str(error) or type(error).__name__
             finally:
-                self.wire = self.server = None
+                self.wire = self.known = None
             first.set()
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
             failures += 1
@@ -120,7 +125,7 @@ class Gathered:
             except BaseException:
                 wire.cut("not fit for use")
                 raise
-        self.wire, self.server = wire, server
+        self.wire, self.known = wire, server
         return wire
 
     async def open(self) -> Wire:
@@ -165,7 +170,7 @@ class Gathered:
             while not wire.lost.done():
                 await asyncio.wait([wire.lost], timeout=LOOK_EVERY_S)
                 if not wire.lost.done():
-                    self.server = await self.look(wire)
+                    self.known = await self.look(wire)
         finally:
             wire.cut("closed")
         return wire.lost.result()

@@ -367,6 +367,21 @@ async def test_a_restored_ledger_is_served_under_its_new_epoch(redis_url):
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
 
+async def test_one_look_tells_all_that_is_cached_of_an_organisation(redis_url):
+    ledger = FeedLedger()
+    ledger.post(ORG, 5)
+    async with cached_feeds(redis_url, ledger, window=3) as feeds:
+        for feed in (0, 1, 2):
+            await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
+        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
+            client.lpush(cached_page.list_key(hash_of(link, ledger), 1), "nonsense")
+            newest = Found(5, ledger.newest_first(ORG, 0)[:3])
+            looked = cache.look(link, ledger.epoch, ORG, range(12))
+            assert looked == {0: newest, 1: Missed(Miss.CORRUPT), 2: Found(0, [])}
+            client.lpush(cached_page.list_key(hash_of(link, ledger), 2), "nonsense")
+            assert cache.look(link, ledger.epoch, ORG, [2]) == {2: Missed(Miss.TORN)}
+
+
 async def test_dropped_organisations_leave_nothing(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
