@@ -157,7 +157,9 @@ def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[i
     looked = {}
     for feed, sealed, listed in zip(asked, counts, entries, strict=True):
         total = cached_page.read_count(key, feed, sealed)
-        if isinstance(total, int):
+        if isinstance(total, int) and not isinstance(listed, list):
+            looked[feed] = Missed(Miss.CORRUPT)
+        elif isinstance(total, int):
             looked[feed] = cached_page.prove_entries(key, total, listed, total)
         elif total.reason is not Miss.COLD:
             looked[feed] = total

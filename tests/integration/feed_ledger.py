@@ -1,20 +1,27 @@
 """A ledger in memory, and servers of a test's own, for the tests of the cached feeds."""
 
+import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from feeds import cached_page
+from feeds.cached_feeds import CachedFeeds
+from feeds.cached_page import Found
+from feeds.link import Link
 from feeds.movement import Kind, Movement, render
-from feeds.page import feed_numbers
+from feeds.page import feed_numbers, place_page
 from feeds.store import Slice
 from tests import servers
 from worker.local import children
 from worker.local.valkey import SIGNALS, Valkey, start_valkey
 
+ORG = "org_a"
+FEED = 0
 PROGRAMS = [None, *map(Path, filter(None, [shutil.which("redis-server")]))]
 """Servers that `own_server` can start: the wheel's, and Redis where this machine has it."""
 
@@ -80,3 +87,43 @@ def own_server(folder: Path | None = None, program: Path | None = None) -> Itera
                 yield server
             finally:
                 children.stop(server.process, SIGNALS, within_s=10)
+
+
+@contextmanager
+def link_to(url):
+    link = Link(url)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+@asynccontextmanager
+async def cached_feeds(url, ledger, **more):
+    async with CachedFeeds(url, ledger.read_epoch, **more) as feeds:
+        yield feeds
+
+
+async def read(feeds, ledger, feed=FEED, place=None):
+    """Read the first page as an endpoint does: from the cache, else refilled."""
+    place = place or place_page(1, 20)
+    answer = await feeds.page(ORG, feed, place)
+    if isinstance(answer, Found):
+        return answer
+    newest = await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
+    return Found(newest.total, newest.entries[place.skip : place.skip + place.limit])
+
+
+async def until(condition, within_s=10.0):
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 -- others set no event for it
+            await asyncio.sleep(0.01)
+
+
+def hash_of(link, ledger, org_id=ORG):
+    return cached_page.hash_key(cached_page.stamp(ledger.epoch, link.server()), org_id)
+
+
+def expected(ledger, feed=FEED, place=None):
+    place = place or place_page(1, 20)
+    return Found(ledger.total(ORG, feed), ledger.newest_first(ORG, feed)[place.skip : place.skip + place.limit])

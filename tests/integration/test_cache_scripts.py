@@ -10,10 +10,9 @@ from feeds import cache, cached_page
 from feeds.cached_feeds import CachedFeeds
 from feeds.link import Link
 from feeds.movement import Kind
-from tests.integration.feed_ledger import FeedLedger
+from tests.integration.feed_ledger import ORG, FeedLedger
 from tests.unit import cache_model as model
 
-ORG = "org_a"
 FEEDS = (0, 2)
 WINDOW = 4
 STEPS = st.lists(

@@ -16,21 +16,9 @@ from feeds.cached_page import FeedsAway, Found, Miss, Missed
 from feeds.gathered import Gathered
 from feeds.page import place_page
 from feeds.postgres import PostgresAway
-from tests.integration.feed_ledger import PROGRAMS, FeedLedger, own_server
+from tests.integration.feed_ledger import ORG, FeedLedger, own_server, until
 
 pytestmark = pytest.mark.anyio
-ORG = "org_a"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture(params=PROGRAMS)
-def redis_program(request):
-    """The server of the wheel, and Redis itself where this machine has it."""
-    return request.param
 
 
 @asynccontextmanager
@@ -41,12 +29,6 @@ async def connected(url, **more):
         yield connection
     finally:
         await connection.close()
-
-
-async def until(condition, within_s=10.0):
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 -- others set no event for it
-            await asyncio.sleep(0.01)
 
 
 class Relay:
