@@ -154,7 +154,7 @@ def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[i
     if not isinstance(answer, list):
         raise FeedsAway(str(answer))
     counts, *entries = answer
-    looked = {}
+    looked: dict[int, Found | Missed] = {}
     for feed, sealed, listed in zip(asked, counts, entries, strict=True):
         total = cached_page.read_count(key, feed, sealed)
         if isinstance(total, int) and not isinstance(listed, list):
