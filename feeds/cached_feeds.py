@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from uuid import UUID
 
 from feeds import cached_page
-from feeds.cached_page import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Server
+from feeds.cached_page import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Same, Server
 from feeds.gathered import Gathered
 from feeds.page import Place
 from feeds.postgres import PostgresAway
@@ -68,48 +68,40 @@ class CachedFeeds:
             await self.task
         await self.gathered.close()
 
-    async def page(self, org_id: str, feed: int, place: Place) -> Found | Missed:
-        """Return what the cache proves to stand at a place of a feed, in one round trip."""
+    async def page(self, org_id: str, feed: int, place: Place, known: int | None = None) -> Found | Same | Missed:
+        """Return what the cache proves to stand at a place of a feed, in one round trip.
+
+        Nothing but `Same` where the feed's count is the one that the reader knows.
+        """
         key = self.key(org_id)
         if key is None:
             return Missed(Miss.AWAY)
-        if place.skip >= self.window:
-            return await self.beyond(org_id, feed, place)
         try:
-            sealed, entries = await self.fetch(key, feed, place)
+            sealed, entries = await self.fetch(key, feed, place, known)
         except FeedsAway:
             return Missed(Miss.AWAY)
-        return self.unless_older(org_id, feed, cached_page.prove(key, feed, sealed, entries, place, window=self.window))
+        if known is not None and sealed == cached_page.seal_count(key, feed, known):
+            answer: Found | Missed = Found(known, [])
+        else:
+            answer = cached_page.prove(key, feed, sealed, entries, place, window=self.window)
+            known = None
+        admitted = self.unless_older(org_id, feed, answer)
+        return admitted if known is None or isinstance(admitted, Missed) else Same(known)
 
-    async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
-        """Return a feed's sealed count and the entries at a place, oldest first."""
+    async def fetch(self, key: bytes, feed: int, place: Place, known: int | None) -> tuple[object, object]:
+        """Return a feed's sealed count and, where it is not the known one, the entries at a place, oldest first."""
         keys = [key, cached_page.list_key(key, feed)]
-        if place == Place(place.limit, place.skip):
+        if place.skip >= self.window:  # the window holds none of it
+            (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
+            return sealed, []
+        if known is None and place == Place(place.limit, place.skip):
             last = -(place.skip + 1)
             commands: list[Command] = [("HGET", key, feed), ("LRANGE", keys[1], last - place.limit + 1, last)]
             sealed, entries = await self.gathered.block(commands)
             return sealed, entries
-        reply = await self.gathered.run(RANGE, keys, [feed, *place])
-        return (reply[0], reply[1]) if isinstance(reply, list) else (reply, None)
-
-    async def count(self, org_id: str, feed: int) -> Found | Missed:
-        """Return the feed's total alone, without entries: enough to know that a rendered page is still true."""
-        key = self.key(org_id)
-        if key is None:
-            return Missed(Miss.AWAY)
-        try:
-            (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
-        except FeedsAway:
-            return Missed(Miss.AWAY)
-        total = cached_page.read_count(key, feed, sealed)
-        return total if isinstance(total, Missed) else self.unless_older(org_id, feed, Found(total, []))
-
-    async def beyond(self, org_id: str, feed: int, place: Place) -> Found | Missed:
-        """Answer for a page that the window cannot hold: an empty one, or the total at which Postgres has it."""
-        answer = await self.count(org_id, feed)
-        if isinstance(answer, Missed) or place.skip >= answer.total:
-            return answer
-        return Missed(Miss.BEYOND, answer.total)
+        seal = b"" if known is None else cached_page.seal_count(key, feed, known)
+        reply = await self.gathered.run(RANGE, keys, [feed, *place, seal])
+        return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
 
     async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Slice]]) -> Slice:
         """Read a feed from Postgres and put it into the cache; returns what was read last.
@@ -182,6 +174,12 @@ class CachedFeeds:
             return Missed(Miss.OLDER)
         self.remember(org_id, feed, answer.total)
         return answer
+
+    def admit(self, org_id: str, feed: int, newest: Slice) -> bool:
+        """Note what Postgres said, and tell whether it may be served: not if this process has served a newer page."""
+        seen = self.seen.get((org_id, feed))
+        self.remember(org_id, feed, newest.total, of_epoch=newest.epoch)
+        return seen is None or seen.epoch != newest.epoch or newest.total >= seen.total
 
     def remember(self, org_id: str, feed: int, total: int, of_epoch: UUID | None = None) -> None:
         """Note what was served, `of_epoch` if by Postgres. A lower total counts only there, in a new epoch."""

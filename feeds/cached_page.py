@@ -56,6 +56,12 @@ class Found(NamedTuple):
     entries: list[bytes]
 
 
+class Same(NamedTuple):
+    """The feed's count is the one that the reader knows, so his page is still true."""
+
+    total: int
+
+
 class Missed(NamedTuple):
     """No slice. `total` is the feed's cached count where that is proven (`beyond`, `short`)."""
 

@@ -4,7 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from starlette.applications import Starlette
@@ -13,6 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from feeds.cache import SQL as CACHE_SQL
+from feeds.cached_feeds import CachedFeeds
 from feeds.cursor import Seal
 from feeds.errors import Failed, MethodNotAllowed, NotFound, Problem
 from feeds.feed import Feeds
@@ -20,6 +24,7 @@ from feeds.flight import Flights
 from feeds.identity import Identities
 from feeds.openapi import describe
 from feeds.postgres import Postgres, PostgresAway
+from feeds.rendered import Rendered
 from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
@@ -59,20 +64,28 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
     ledger = await asyncio.to_thread(read_facts, settings)
     postgres, flights = Postgres(settings.reader_database_url), Flights()
     identities = Identities(postgres, flights)
-    feeds = Feeds(Store(postgres, ledger.usage_numbers), flights)
     noting = asyncio.create_task(keep_noting(identities))
     try:
-        yield {
-            "serving": Serving(Seal(ledger.cursor_secret, ledger.usage_numbers), feeds, identities),
-            "postgres": postgres,
-            "openapi": describe(ledger.usage_kinds),
-        }
+        async with CachedFeeds(settings.feeds_redis_url, partial(read_epoch, postgres)) as cache:
+            feeds = Feeds(Store(postgres, ledger.usage_numbers), flights, cache)
+            seal = Seal(ledger.cursor_secret, ledger.usage_numbers)
+            yield {
+                "serving": Serving(seal, feeds, identities, Rendered()),
+                "postgres": postgres,
+                "openapi": describe(ledger.usage_kinds),
+            }
     finally:
         noting.cancel()
         with suppress(asyncio.CancelledError):
             await noting
         await identities.note_uses()
         await postgres.close()
+
+
+async def read_epoch(postgres: Postgres) -> UUID:
+    """Return the ledger's epoch as of now. Raises `PostgresAway`."""
+    [(epoch,)] = await postgres.fetch(CACHE_SQL["read_epoch"], {})
+    return UUID(str(epoch))
 
 
 async def keep_noting(identities: Identities) -> None:

@@ -4,14 +4,17 @@ import asyncio
 from typing import NamedTuple
 from uuid import UUID
 
+from feeds.cached_feeds import CachedFeeds
+from feeds.cached_page import Found, Miss, Missed, Same
 from feeds.flight import Flights
 from feeds.page import Filter, Place, cut, feed_number
 from feeds.postgres import PostgresAway
-from feeds.store import Slice, Store, read_place
+from feeds.store import Slice, Store, read_newest, read_place, read_slice
 
 NEVER = UUID(int=0)
 READ_S = 0.9
 """How long a reader waits for Postgres, the wait for an earlier question of the same kind included."""
+TRIES = 3
 
 
 class Feeds(NamedTuple):
@@ -19,22 +22,70 @@ class Feeds(NamedTuple):
 
     store: Store
     flights: Flights
+    cache: CachedFeeds
 
 
-async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place) -> Slice:
-    """Return the lines at a place of an organisation's feed, as they are now. Raises `PostgresAway`."""
-    usage_number = feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None
-    if feed_number(feed.kind, usage_number) is None:
-        return Slice(NEVER, 0, 0, cut(place, 0).newest, [])
-    return await read_store(feeds, org_id, feed, place)
+class Known(NamedTuple):
+    """Of which moment of a feed a reader has a page already."""
+
+    epoch: UUID
+    total: int
 
 
-async def read_store(feeds: Feeds, org_id: str, feed: Filter, place: Place) -> Slice:
-    """Return the lines by Postgres: all who wait for the same ones read once."""
+async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, known: Known | None = None) -> Slice | None:
+    """Return the lines at a place of an organisation's feed as they are now; None where they are those known.
+
+    From the cache in one round trip, else from Postgres. Raises `PostgresAway`.
+    """
+    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
+    if number is None:
+        return Slice(NEVER, 0, 0, 0, [])
+    epoch = feeds.cache.epoch  # `page` builds its keys before it waits for anything: they are of this epoch
+    known_total = known.total if known and known.epoch == epoch else None
+    answer = await feeds.cache.page(org_id, number, place, known_total)
+    if isinstance(answer, Same):
+        return None
+    if isinstance(answer, Found):
+        assert epoch is not None, "without an epoch there is no key"
+        return Slice(epoch, answer.total, 0, cut(place, answer.total).newest, answer.entries)
     try:
         async with asyncio.timeout(READ_S):
-            return await feeds.flights.share(
-                (org_id, feed, place), lambda: read_place(feeds.store, org_id, feed, place)
-            )
+            for _ in range(TRIES):
+                found = await read_ledger(feeds, org_id, feed, number, place, answer)
+                if feeds.cache.admit(org_id, number, found):
+                    break
+            return found
     except TimeoutError as error:
         raise PostgresAway("no page in time") from error
+
+
+async def read_ledger(  # noqa: PLR0913, PLR0917 -- what was asked, and what the cache said
+    feeds: Feeds, org_id: str, feed: Filter, number: int, place: Place, missed: Missed
+) -> Slice:
+    """Return the lines by Postgres, read once for all who wait for them; the newest go into the cache."""
+    store, share = feeds.store, feeds.flights.share
+    if missed.reason is Miss.AWAY:
+        return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
+    epoch = feeds.cache.epoch
+    if missed.reason is Miss.BEYOND and missed.total is not None and epoch is not None:
+        newest = Slice(epoch, missed.total, 0, missed.total, [])  # the count of the newer pages, for this one too
+    else:
+        newest = await share((org_id, number), lambda: fill(feeds, org_id, feed, number))
+    total, span = newest.total, cut(place, newest.total)
+    if span.newest == span.below or span.below >= total - len(newest.entries):
+        return newest._replace(newest=span.newest, entries=newest.entries[total - span.newest : total - span.below])
+    older = await share(
+        (org_id, feed, span), lambda: read_slice(store, org_id, feed, first=span.below + 1, last=span.newest)
+    )
+    if older.epoch != newest.epoch or older.total < total:  # Postgres was restored meanwhile
+        return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
+    return older._replace(total=total)
+
+
+async def fill(feeds: Feeds, org_id: str, feed: Filter, number: int) -> Slice:
+    """Return the newest lines of a feed that the cache lacks, and put them there; another may just have done so."""
+    window, epoch = feeds.cache.window, feeds.cache.epoch
+    answer = await feeds.cache.page(org_id, number, Place(window))
+    if isinstance(answer, Found) and epoch is not None:
+        return Slice(epoch, answer.total, 0, answer.total, answer.entries)
+    return await feeds.cache.refill(org_id, number, lambda: read_newest(feeds.store, org_id, feed, window))

@@ -1,8 +1,14 @@
--- The sealed count of a feed, and its entries at a place as far as the list has them, oldest first. For cursors:
--- where an ordinal lies in the list depends on the count. The arithmetic is that of `feeds.page.cut`.
+-- The sealed count of a feed, and its entries at a place as far as the list has them, oldest first. For cursors,
+-- as where an ordinal lies in the list depends on the count, and for readers who know a page. The arithmetic is that of `feeds.page.cut`.
 --
--- KEYS: the organisation's hash, the feed's list. ARGV: the feed's number; limit, skip, ceiling, floor.
+-- The count alone, where it is the one that the reader knows: he has the page.
+--
+-- KEYS: the organisation's hash, the feed's list. ARGV: the feed's number; limit, skip, ceiling, floor; a sealed
+--       count, or nothing.
 local sealed = redis.call('HGET', KEYS[1], ARGV[1])
+if sealed == ARGV[6] then
+  return { sealed }
+end
 local count = tonumber(string.match(sealed or '', '^%d+'))
 if not count then
   return { sealed, {} }

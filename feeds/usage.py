@@ -7,11 +7,12 @@ from starlette.types import Receive, Scope, Send
 
 from feeds.cursor import Seal
 from feeds.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
-from feeds.feed import Feeds, read
+from feeds.feed import Feeds, Known, read
 from feeds.identity import Identities
-from feeds.listing import matches, show_listing, tag_listing
+from feeds.listing import Ask, matches, show_listing, tag_listing
 from feeds.postgres import PostgresAway
 from feeds.query import read_ask
+from feeds.rendered import Page, Rendered
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Serving(NamedTuple):
     seal: Seal
     feeds: Feeds
     identities: Identities
+    rendered: Rendered
 
 
 class Answer(NamedTuple):
@@ -73,13 +75,25 @@ async def answer_usage(scope: Scope) -> Answer:
     ask = read_ask(scope["query_string"], serving.seal, org_id)
     if len(question.org_ids) > 1:
         raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
-    found = await read(serving.feeds, org_id, ask.feed, ask.place)
-    etag = tag_listing(serving.seal, org_id, ask, found.total, found.epoch)
-    headers = [*SHARED_HEADERS, (b"etag", etag.encode())]
-    if question.if_none_match and matches(question.if_none_match, etag):
+    page = await find_page(serving, org_id, ask)
+    headers = [*SHARED_HEADERS, (b"etag", page.etag.encode())]
+    if question.if_none_match and matches(question.if_none_match, page.etag):
         return Answer(304, headers[1:], b"")
+    return Answer(200, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
+
+
+async def find_page(serving: Serving, org_id: str, ask: Ask) -> Page:
+    """Return the page as it is sent: the one sent before, where the feed's count says that it is still true."""
+    kept = serving.rendered.find(org_id, ask)
+    found = await read(serving.feeds, org_id, ask.feed, ask.place, kept and kept.known)
+    if found is None:
+        assert kept is not None, "only what is known can be unchanged"
+        return kept
+    etag = tag_listing(serving.seal, org_id, ask, found.total, found.epoch)
     body = show_listing(serving.seal, org_id, ask, found.total, found.entries)
-    return Answer(200, [*headers, (b"content-length", b"%d" % len(body))], body)
+    page = Page(Known(found.epoch, found.total), etag, body)
+    serving.rendered.keep(org_id, ask, page)
+    return page
 
 
 async def identify(identities: Identities, question: Question) -> str:

@@ -14,7 +14,7 @@ from feeds.cached_feeds import CachedFeeds
 from feeds.cached_page import Found
 from feeds.link import Link
 from feeds.movement import Kind, Movement, render
-from feeds.page import feed_numbers, place_page
+from feeds.page import Place, feed_numbers, place_page
 from feeds.store import Slice
 from tests import servers
 from worker.local import children
@@ -22,6 +22,8 @@ from worker.local.valkey import SIGNALS, Valkey, start_valkey
 
 ORG = "org_a"
 FEED = 0
+COUNT = Place(1, skip=10**6)
+"""A place past every end: what is found there is the count alone."""
 PROGRAMS = [None, *map(Path, filter(None, [shutil.which("redis-server")]))]
 """Servers that `own_server` can start: the wheel's, and Redis where this machine has it."""
 

@@ -9,7 +9,18 @@ from feeds import cache, cached_page
 from feeds.cached_page import Found, Miss, Missed
 from feeds.movement import Kind
 from feeds.page import Place, place_page
-from tests.integration.feed_ledger import FEED, ORG, FeedLedger, cached_feeds, expected, hash_of, link_to, read, until
+from tests.integration.feed_ledger import (
+    COUNT,
+    FEED,
+    ORG,
+    FeedLedger,
+    cached_feeds,
+    expected,
+    hash_of,
+    link_to,
+    read,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +66,7 @@ async def test_beyond_the_window_the_count_alone_is_told(redis_url):
         assert await feeds.page(ORG, FEED, place_page(3, 10)) == Missed(Miss.BEYOND, 30)
         assert await feeds.page(ORG, FEED, place_page(4, 10)) == Found(30, [])
         assert await feeds.page(ORG, FEED, place_page(5, 5)) == expected(ledger, place=place_page(5, 5))
-        assert await feeds.count(ORG, FEED) == Found(30, [])
+        assert await feeds.page(ORG, FEED, COUNT) == Found(30, [])
 
 
 async def test_a_cursor_keeps_its_place_while_lines_arrive(redis_url):
@@ -137,7 +148,7 @@ async def test_a_refill_that_read_before_a_newer_append_is_refused(redis_url):
             cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
 
             assert not await feeds.put(fence, FEED, old)
-            assert await feeds.count(ORG, FEED) == Missed(Miss.COLD)
+            assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
             assert await read(feeds, ledger) == expected(ledger)
             assert not await feeds.put(fence, FEED, old)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
@@ -167,7 +178,7 @@ async def test_a_later_append_that_passed_a_cold_feed_by_is_not_hidden_by_an_ear
         assert await feeds.fence(ORG, FEED)
         with link_to(redis_url) as link:
             cache.append(link, ledger.epoch, {ORG: first})
-        assert await feeds.count(ORG, FEED) == Missed(Miss.COLD)
+        assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
         assert await read(feeds, ledger) == expected(ledger)
 
 
@@ -190,7 +201,7 @@ async def test_a_page_is_never_older_than_one_already_served(redis_url):
         await read(feeds, ledger)
         feeds.remember(ORG, FEED, 6, of_epoch=ledger.epoch)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.OLDER)
-        assert await feeds.count(ORG, FEED) == Missed(Miss.OLDER)
+        assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.OLDER)
 
 
 async def test_a_restored_ledger_is_served_under_its_new_epoch(redis_url):
