@@ -141,7 +141,7 @@ class Processes:
 
     def worker(self, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
         """Start a Celery worker with two pool processes, and wait until it is ready."""
-        options = ("-A", "worker.tasks", "worker", "--concurrency", "2", "--loglevel", "info")
+        options = ("-A", "worker.tasks", "worker", "--concurrency", "2", "--loglevel", "info", "--without-mingle")
         process = self.start("worker", "-m", "celery", *options, *arguments, env=env)
         self.wait_for_line(process, " ready.", within_s=30)
         return process

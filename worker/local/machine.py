@@ -20,6 +20,8 @@ from worker.settings import worker_settings
 
 HOST = "127.0.0.1"
 DATABASE = "usage_feeds"
+ALONE = ("--without-mingle", "--without-gossip")
+"""The only worker of its broker has no neighbours to look for, which takes a second."""
 
 
 class PortInUse(UnusableSetup):
@@ -92,7 +94,7 @@ def start_processes(supervisor: Supervisor, state: Path, port: int) -> None:
     celery = ("-m", "celery", "-A", "worker.tasks")
     worker = supervisor.start(
         "worker",
-        python(*quiet, *celery, "worker", "--concurrency", "2", "--loglevel", "info"),
+        python(*quiet, *celery, "worker", "--concurrency", "2", "--loglevel", "info", *ALONE),
         signals=(SIGTERM, SIGQUIT),
         within_s=15,
     )
