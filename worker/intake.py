@@ -7,6 +7,7 @@ deleted: wherever a process dies, the next drain finds what is left, and the ref
 import random
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from time import monotonic, sleep
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
@@ -149,11 +150,11 @@ def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
                 return Outcome.LEFTOVERS
             posted = post(intake, taken)
             move_offsets(intake, taken)
+        intake.show(intake.connection, posted, any(part.repeated for part in taken))
+        finish(intake, taken)
     except BaseException:
         take_back(intake, taken)
         raise
-    intake.show(intake.connection, posted, any(part.repeated for part in taken))
-    finish(intake, taken)
     intake.posted += sum(len(part.entries) for part in taken)
     intake.buried += len(posted.refusals)
     return Outcome.POSTED
@@ -275,5 +276,6 @@ def leave(intake: Intake, shards: list[int]) -> None:
         return  # another drain is at work, or a wake is on its way
     intake.streams.delete(AWAKE)
     if any(lengths(intake, shards).values()):
-        intake.streams.set(AWAKE, "successor", nx=True, px=AWAKE_MS)
+        with suppress(ResponseError):  # a full Redis refuses it
+            intake.streams.set(AWAKE, "successor", nx=True, px=AWAKE_MS)
         intake.wake()

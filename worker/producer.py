@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from worker import streams
 from worker.broker import make_app, wake
@@ -90,7 +91,7 @@ class Producer:
         if streams.add(self._streams, placed):
             try:
                 wake(self._app)
-            except OperationalError:
+            except (OperationalError, RedisError):
                 log.warning("The events are added, but no worker could be woken: the broker is away. The sweep will.")
 
     def close(self) -> None:

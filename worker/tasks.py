@@ -39,7 +39,7 @@ app.conf.beat_schedule = {
     }
 }
 app.conf.beat_max_loop_interval = SWEEP_EVERY_S
-AWAY = (psycopg.OperationalError, RedisError, OperationalError)
+AWAY = (psycopg.Error, RedisError, OperationalError)
 
 
 @app.task(name="events.drain", ignore_result=True)
@@ -93,7 +93,7 @@ def wake_quietly(celery: Celery, expires_s: float = broker.WAKE_EXPIRES_S) -> No
     """Send for a drain; where the broker is away the sweep will do it later."""
     try:
         broker.wake(celery, expires_s)
-    except OperationalError as error:
+    except (OperationalError, RedisError) as error:
         log.warning("No drain could be woken, the sweep will do it: %s", first_line(error))
 
 

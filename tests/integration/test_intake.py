@@ -323,6 +323,25 @@ def test_what_the_database_refuses_is_found_by_halving_and_buried_alone(work, st
     assert [code for code, _ in dead(work)] == ["unpostable"]
 
 
+def test_a_grant_that_the_database_refuses_is_buried_alone_too(work, streams):
+    work.connection.execute("ALTER TABLE grants ADD CHECK (priority <> 7)")
+    send(streams, grant("g1"), grant("g2", priority=7), usage("u"), grant("g3"))
+    drain_all(work)
+    assert refs(work) == ["g1", "u", "g3"]
+    assert [code for code, _ in dead(work)] == ["unpostable"]
+
+
+def test_a_drain_that_cannot_show_what_it_posted_counts_as_no_death(work, streams):
+    send(streams, usage("u"))
+    work.show = die
+    for _ in range(5):
+        age_offsets(work, "2 seconds")
+        with pytest.raises(DeathError):
+            take_batch(work, [SHARD])
+    assert (refs(work), length(streams)) == (["u"], 1)
+    assert streams.hget(key_of(SHARD), "deaths") in {None, b"0"}
+
+
 @pytest.mark.parametrize("errcode", ["08006", "40001", "40P01", "53100", "57014", "25006", "42501", "55P03"])
 def test_what_is_the_servers_fault_is_never_buried_and_counts_as_no_death(work, streams, errcode):
     refuse_ref(work, "u1", errcode)
