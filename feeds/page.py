@@ -33,6 +33,14 @@ def feed_number(kind: Kind | None, usage_number: int | None) -> int | None:
     return 7 + 3 * usage_number + (kind is Kind.OVERFLOW)
 
 
+def filter_of(number: int, usage_kinds: Sequence[str]) -> Filter:
+    """Return the filter that a feed's number stands for: the inverse of `feed_number`."""
+    if number <= len(KINDS):
+        return Filter(KINDS[number - 1] if number else None)
+    usage_number, shape = divmod(number - 6, 3)
+    return Filter((None, Kind.CONSUME, Kind.OVERFLOW)[shape], usage_kinds[usage_number])
+
+
 def feed_numbers(kind: Kind, usage_number: int | None) -> tuple[int, ...]:
     """Return the numbers of the feeds that a movement belongs to: everything, kind, usage, both."""
     numbers = [feed_number(None, None), feed_number(kind, None)]

@@ -1,7 +1,7 @@
 """Which lines does a page hold, by the ledger itself?"""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from feeds.movement import Kind, Movement, render
@@ -42,7 +42,12 @@ async def read_place(store: Store, org_id: str, feed: Filter, place: Place) -> S
 
     `feed` must be one that can have lines: `feed_number` is not None.
     """
-    usage_number = store.usage_numbers[feed.usage_kind] if feed.usage_kind else None
+    return gather(place, await store.postgres.fetch(*ask(store.usage_numbers, org_id, feed, place)))
+
+
+def ask(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Place) -> tuple[bytes, dict[str, Any]]:
+    """Return the query that finds a page, and its parameters; `gather` reads its rows."""
+    usage_number = usage_numbers[feed.usage_kind] if feed.usage_kind else None
     number = feed_number(feed.kind, usage_number)
     if number is None:
         raise ValueError(feed)
@@ -56,7 +61,7 @@ async def read_place(store: Store, org_id: str, feed: Filter, place: Place) -> S
         "ceiling": place.ceiling,
         "floor": place.floor,
     }
-    return gather(place, await store.postgres.fetch(SQL[name_query(feed)], parameters))
+    return SQL[name_query(feed)], parameters
 
 
 async def read_slice(store: Store, org_id: str, feed: Filter, first: int, last: int) -> Slice:
