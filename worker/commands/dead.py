@@ -9,25 +9,12 @@ from psycopg import Connection
 
 from worker import dead_letters
 from worker.commands import Failed
+from worker.commands.arguments import INSTANT
 from worker.commands.output import json_option, show_document, show_facts, show_rows
 from worker.commands.servers import open_ledger
 from worker.dead_letters import DeadLetter
-from worker.events import read_time
 
 ids_argument = click.argument("dead_letter_ids", metavar="[ID]...", type=int, nargs=-1)
-
-
-class Instant(click.ParamType[datetime]):
-    """An RFC 3339 time with an offset."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the instant in UTC."""
-        try:
-            return read_time(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.group()
@@ -105,7 +92,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
 @dead.command()
 @ids_argument
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
-@click.option("--before", type=Instant(), metavar="TIME", help="Those buried before this instant.")
+@click.option("--before", type=INSTANT, metavar="TIME", help="Those buried before this instant.")
 @json_option
 def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datetime | None, as_json: bool) -> None:
     """Forget dead letters for ever, by ID, all, or those buried before a time."""

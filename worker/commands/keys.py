@@ -1,6 +1,5 @@
 """`keys`: who may read."""
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -9,27 +8,9 @@ import click
 from feeds.keys import BILLING_READ, Key, create_key, list_keys, parse_key_id, revoke_key, show_key_id
 from feeds.movement import show_time
 from worker.commands import Failed
-from worker.commands.dead import Instant
+from worker.commands.arguments import INSTANT, ORG, USER, Matching
 from worker.commands.output import json_option, show_document, show_rows
 from worker.commands.servers import open_ledger
-
-
-class Matching(click.ParamType[str]):
-    """A word of one form."""
-
-    def __init__(self, name: str, form: str) -> None:
-        self.name = name
-        self.form = form
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the word."""
-        if not re.fullmatch(self.form, value):
-            self.fail(f"{value!r} is not of the form {self.form}", param, ctx)
-        return str(value)
-
-
-ORG = Matching("org", "[A-Za-z0-9_.:-]{1,64}")
-USER = Matching("user", "[A-Za-z0-9_.:@+-]{1,128}")
 
 
 @click.group()
@@ -49,7 +30,7 @@ def keys() -> None:
     show_default=True,
     help="What the key grants; may be repeated.",
 )
-@click.option("--expires-at", type=Instant(), metavar="TIME", help="When it ends, like 2027-01-31T00:00:00Z.")
+@click.option("--expires-at", type=INSTANT, metavar="TIME", help="When it ends, like 2027-01-31T00:00:00Z.")
 @json_option
 def create(
     *, org: str | None, user: str | None, permissions: tuple[str, ...], expires_at: datetime | None, as_json: bool

@@ -4,7 +4,7 @@ import click
 
 from feeds.keys import ROLES, remove_member, set_member
 from worker.commands import Failed
-from worker.commands.keys import ORG, USER
+from worker.commands.arguments import ORG, USER
 from worker.commands.output import json_option, show_document
 from worker.commands.servers import open_ledger
 

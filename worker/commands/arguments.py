@@ -1,0 +1,41 @@
+"""Which forms must a command's arguments have?"""
+
+import re
+from datetime import datetime
+from typing import Any
+
+import click
+
+from worker.events import read_time
+
+
+class Instant(click.ParamType[datetime]):
+    """An RFC 3339 time with an offset."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the instant in UTC."""
+        try:
+            return read_time(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Matching(click.ParamType[str]):
+    """A word of one form."""
+
+    def __init__(self, name: str, form: str) -> None:
+        self.name = name
+        self.form = form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word."""
+        if not re.fullmatch(self.form, value):
+            self.fail(f"{value!r} is not of the form {self.form}", param, ctx)
+        return str(value)
+
+
+INSTANT = Instant()
+ORG = Matching("org", "[A-Za-z0-9_.:-]{1,64}")
+USER = Matching("user", "[A-Za-z0-9_.:@+-]{1,128}")
