@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import psycopg
 from uuid_utils.compat import uuid7
 
-from feeds.movement import USAGE_BORNE, Kind
+from feeds import cache
+from feeds.link import Link
+from feeds.movement import USAGE_BORNE, Kind, Movement
 from feeds.page import count_feeds, feed_numbers
 
 USAGE_KINDS = ("ai_usage", "tm_usage")
@@ -29,8 +31,21 @@ OVERFLOW_AI = Line(Kind.OVERFLOW, "ai_usage")
 MIXED = (ALLOT, CONSUME_AI, CONSUME_TM, OVERFLOW_AI, CONSUME_AI, EXPIRE, CONSUME_TM)
 
 
-def seed(connection: psycopg.Connection[Any], org_id: str, lines: Sequence[Line]) -> None:
-    """Append these lines to an organisation's ledger. Line `position` has the ref `ref_{position}`."""
+def seed_shown(connection: psycopg.Connection[Any], redis_url: str, org_id: str, lines: Sequence[Line]) -> None:
+    """Append these lines, and have the cached feeds show them, as a worker does after its commit."""
+    link = Link(redis_url)
+    try:
+        cache.show(link, connection, {org_id: seed(connection, org_id, lines)})
+    finally:
+        link.close()
+
+
+def seed(connection: psycopg.Connection[Any], org_id: str, lines: Sequence[Line]) -> list[Movement]:
+    """Append these lines to an organisation's ledger, behind the cached feeds' back, and return them.
+
+    Line `position` has the ref `ref_{position}`.
+    """
+    movements = []
     connection.execute("INSERT INTO organisations (org_id) VALUES (%s) ON CONFLICT DO NOTHING", [org_id])
     [(org_no, counts)] = connection.execute("SELECT org_no, counts FROM organisations WHERE org_id = %s", [org_id])
     counts += [0] * (count_feeds(USAGE_KINDS) - len(counts))
@@ -40,18 +55,39 @@ def seed(connection: psycopg.Connection[Any], org_id: str, lines: Sequence[Line]
             numbers = feed_numbers(line.kind, usage_number)
             for number in numbers:
                 counts[number] += 1
-            ordinals = [counts[number] for number in numbers] + [None] * (4 - len(numbers))
-            copy.write_row(row(org_no, ordinals, line, usage_number))
+            movement = make(line, {number: counts[number] for number in numbers})
+            movements.append(movement)
+            copy.write_row(row(org_no, movement, usage_number))
     connection.execute("UPDATE organisations SET counts = %s WHERE org_no = %s", [counts, org_no])
+    return movements
 
 
-def row(org_no: int, ordinals: list[int | None], line: Line, usage_number: int | None) -> tuple[Any, ...]:
-    """Return a row of `movements`, its columns in the table's order."""
+def make(line: Line, ordinals: dict[int, int]) -> Movement:
+    """Return the movement that a line is at its place."""
     position = ordinals[0]
-    assert position is not None
-    credits_ = 100 if line.kind is Kind.ALLOT else -1 - position % 7
-    created_at = FIRST_AT + timedelta(seconds=position)
-    draws = "{{1,1}}" if line.kind is Kind.CONSUME else None
-    assert (usage_number is not None) == (line.kind in USAGE_BORNE)
-    facts = (credits_, created_at, uuid7(), line.kind.value, usage_number, f"ref_{position}", draws)
-    return (org_no, *ordinals, *facts)
+    return Movement(
+        id=uuid7(),
+        kind=line.kind,
+        credits=100 if line.kind is Kind.ALLOT else -1 - position % 7,
+        usage_kind=line.usage_kind,
+        usage_ref=f"ref_{position}",
+        created_at=FIRST_AT + timedelta(seconds=position),
+        ordinals=ordinals,
+    )
+
+
+def row(org_no: int, movement: Movement, usage_number: int | None) -> tuple[Any, ...]:
+    """Return a row of `movements`, its columns in the table's order."""
+    ordinals: list[int | None] = list(movement.ordinals.values())
+    draws = "{{1,1}}" if movement.kind is Kind.CONSUME else None
+    assert (usage_number is not None) == (movement.kind in USAGE_BORNE)
+    facts = (
+        movement.credits,
+        movement.created_at,
+        movement.id,
+        movement.kind.value,
+        usage_number,
+        movement.usage_ref,
+        draws,
+    )
+    return (org_no, *ordinals, *[None] * (4 - len(ordinals)), *facts)

@@ -1,8 +1,14 @@
-"""What the tests of the cached feeds ask for."""
+"""What the tests of the cached feeds, and those of the endpoint, ask for."""
 
+import psycopg
 import pytest
+from starlette.testclient import TestClient
 
+from feeds.endpoint import app
+from feeds.keys import create_key
+from tests.integration.endpoint_asks import LINES, headers_of
 from tests.integration.feed_ledger import PROGRAMS
+from tests.seed import MIXED, seed
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +20,25 @@ def anyio_backend():
 def redis_program(request):
     """The server of the wheel, and Redis itself where this machine has it."""
     return request.param
+
+
+@pytest.fixture
+def seeded(environment):
+    """Give a connection to a ledger with the lines of `org_a` and fewer of `org_b`."""
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
+        seed(connection, "org_a", LINES)
+        seed(connection, "org_b", MIXED)
+        yield connection
+
+
+@pytest.fixture
+def client(seeded):
+    """Give a client of the endpoint, which lives in this process and reads that ledger."""
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def bearer(seeded):
+    """Give the headers of an organisation's key."""
+    return headers_of(create_key(seeded, org_id="org_a")[1])

@@ -1,0 +1,26 @@
+"""What do the tests of the endpoint ask, and how do they look at its answers?"""
+
+from tests.seed import MIXED
+
+PATH = "/credits/usage"
+LINES = MIXED * 15
+
+
+def headers_of(secret, **others):
+    return {"Authorization": f"Bearer {secret}"} | others
+
+
+def refs(answer):
+    assert answer.status_code == 200, answer.text
+    return [item["usage_ref"] for item in answer.json()["items"]]
+
+
+def assert_refused(answer, status, code):
+    """Assert that an answer is this error, in the envelope, and tells nothing of anybody's lines."""
+    body = answer.json()
+    assert (answer.status_code, body["object"], body["code"]) == (status, "error", code)
+    assert set(body) <= {"object", "code", "message", "fields"}
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["vary"] == "Authorization, X-Org-ID"
+    assert "ref_" not in answer.text
+    return body
