@@ -1,5 +1,6 @@
 """Where does a running `up` keep its addresses?"""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,3 +13,12 @@ def state_dir() -> Path:
 def addresses_file() -> Path:
     """Return the JSON file with the addresses of a running `up`: setting names, lower case, to values."""
     return state_dir() / "addresses.json"
+
+
+def read_addresses() -> dict[str, str]:
+    """Return what a running `up` says of itself; nothing where none runs."""
+    try:
+        addresses = json.loads(addresses_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: str(value) for name, value in addresses.items()}

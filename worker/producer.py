@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from feeds.state import read_addresses
 from worker import streams
 from worker.broker import make_app, wake
 from worker.events import USAGE_KINDS, Event, check_event
@@ -26,22 +27,25 @@ class Producer:
     before anything is sent, and redis.RedisError where the streams refuse or cannot be reached:
     sending the same events again is harmless then, as every usage and grant has its ref.
 
-    `event_shards` and `usage_kinds` must be the ledger's; by default they come from EVENT_SHARDS
-    and USAGE_KINDS, as for every other process.
+    What is not given comes from REDIS_URL, CELERY_BROKER_URL, EVENT_SHARDS and USAGE_KINDS, else from
+    a running `up`, else from the defaults. Shards and kinds must be the ledger's.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | None = None,
         broker_url: str | None = None,
         event_shards: int | None = None,
         usage_kinds: Sequence[str] | None = None,
     ) -> None:
-        self.event_shards = event_shards or int(os.environ.get("EVENT_SHARDS") or 8)
-        named = os.environ.get("USAGE_KINDS")
-        self.usage_kinds = tuple(usage_kinds or (named.split(",") if named else USAGE_KINDS))
+        told = {**read_addresses(), **{name.lower(): value for name, value in os.environ.items() if value}}
+        redis_url = redis_url or told.get("redis_url")
+        if not redis_url:
+            raise ValueError("REDIS_URL is not set and no `usage-feeds up` is running: give redis_url, or set it")
+        self.event_shards = event_shards or int(told.get("event_shards", 8))
+        self.usage_kinds = tuple(usage_kinds or told.get("usage_kinds", ",".join(USAGE_KINDS)).split(","))
         self._streams = streams.connect(redis_url)
-        self._app = make_app(broker_url or os.environ.get("CELERY_BROKER_URL") or redis_url)
+        self._app = make_app(broker_url or told.get("celery_broker_url") or redis_url)
 
     def usage(
         self,
