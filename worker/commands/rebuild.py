@@ -2,11 +2,9 @@
 
 import click
 
-from feeds.queries import load_queries
+from feeds.cache import give_up, read_epoch
 from worker.commands.output import json_option, show_document
 from worker.commands.servers import open_ledger
-
-SQL = load_queries(__file__)
 
 
 @click.command()
@@ -14,11 +12,12 @@ SQL = load_queries(__file__)
 def rebuild(*, as_json: bool) -> None:
     """Make every cached feed anew, by starting a new epoch.
 
-    Do so after Postgres was restored or failed over: lines of a lost day are then never served.
+    Do so after Postgres was restored or failed over: lines of a lost day are never served once it has ended.
     Feeds are read from Postgres until they are warm again; no page is wrong meanwhile.
     """
     with open_ledger() as (connection, _):
-        [(epoch,)] = connection.execute(SQL["renew_epoch"]).fetchall()
+        give_up(connection, read_epoch(connection))
+        epoch = read_epoch(connection)
     if as_json:
         show_document({"epoch": str(epoch)})
     else:
