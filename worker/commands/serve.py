@@ -36,7 +36,9 @@ def serve(*, host: str, port: int) -> None:
     One process. To use more cores, run more of them, each at a port of its own.
     """
     settings = reader_settings()
-    with open_database(settings.reader_database_url) as connection:
+    is_own = settings.reader_database_url != settings.database_url
+    variable = "READER_DATABASE_URL" if is_own else "DATABASE_URL"
+    with open_database(settings.reader_database_url, variable) as connection:
         check_ledger(connection, settings)
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

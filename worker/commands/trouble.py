@@ -1,20 +1,18 @@
 """What can an operator do about an error?"""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import kombu.exceptions
 import psycopg
 import redis
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from redis.connection import parse_url
 
 from feeds.schema import UnusableSetup
 from feeds.state import addresses_file
 from worker.commands.output import show_refusal
+from worker.commands.servers import explain_postgres, place_of_redis, reason
 from worker.events import EventRefused
 from worker.settings import worker_settings
 
@@ -33,40 +31,10 @@ def explain_settings(error: ValidationError) -> str:
     return "; ".join(f"{problem['loc'][0]!s}".upper() + f": {problem['msg']}" for problem in problems) + "."
 
 
-def explain_postgres(error: Exception) -> str:
-    """Name the address that was tried."""
-    place = place_of_postgres(worker_settings().database_url)
-    return f"Postgres at {place}: {reason(error)}: start `usage-feeds up`, or set DATABASE_URL."
-
-
 def explain_redis(error: Exception) -> str:
     """Name the address that was tried."""
     place = place_of_redis(worker_settings().redis_url)
     return f"Redis at {place}: {reason(error)}: start `usage-feeds up`, or set REDIS_URL."
-
-
-def place_of_postgres(url: str) -> str:
-    """Return host, port and database of an address, never its password."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return "an address that cannot be read"
-    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
-
-
-def place_of_redis(url: str) -> str:
-    """Return host and port, or the socket, of an address, never its password."""
-    try:
-        parts = parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError:
-        return "an address that cannot be read"
-    return str(parts.get("path") or f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}")
-
-
-def reason(error: Exception) -> str:
-    """Return what a server or driver said, in one line."""
-    said = re.findall(r"failed: (?!connection to)(.+)", str(error)) or str(error).strip().splitlines()
-    return str(said[-1]).strip().removesuffix(".") if said else type(error).__name__
 
 
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
@@ -76,7 +44,7 @@ EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callabl
     (SettingsError, lambda _: f"{addresses_file()} cannot be read: start `usage-feeds up` again."),
     (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),
     (psycopg.errors.InsufficientPrivilege, lambda e: f"Postgres: {reason(e)}: set DATABASE_URL to a role that may."),
-    (psycopg.OperationalError, explain_postgres),
+    (psycopg.OperationalError, lambda error: explain_postgres(error, worker_settings().database_url)),
     ((redis.ConnectionError, redis.TimeoutError), explain_redis),
     (redis.RedisError, lambda error: f"Redis refuses: {reason(error)}."),
     (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: see CELERY_BROKER_URL."),
