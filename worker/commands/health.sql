@@ -1,5 +1,7 @@
 -- name: read_health
--- When a batch was last posted, and how many dead letters there are.
+-- When a batch was last posted and how many seconds ago, and how many dead letters there are.
 SELECT
-    (SELECT NULLIF(max(moved_at), 'epoch') FROM stream_offsets) AS last_batch_at,
-    (SELECT count(*) FROM dead_letters) AS dead_letters;
+    moved.at AS last_batch_at,
+    GREATEST(extract(epoch FROM clock_timestamp() - moved.at), 0)::float AS last_batch_s,
+    (SELECT count(*) FROM dead_letters) AS dead_letters
+FROM (SELECT NULLIF(max(moved_at), 'epoch') AS at FROM stream_offsets) AS moved;
