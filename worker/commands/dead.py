@@ -10,7 +10,7 @@ from psycopg import Connection
 from worker import dead_letters
 from worker.commands import Failed
 from worker.commands.arguments import INSTANT
-from worker.commands.output import json_option, show_document, show_facts, show_rows
+from worker.commands.output import count, json_option, show_document, show_facts, show_rows
 from worker.commands.servers import open_ledger
 from worker.dead_letters import DeadLetter
 
@@ -39,7 +39,7 @@ def list_(*, code: str | None, org: str | None, limit: int, as_json: bool) -> No
             ["id", "buried_at", "code", "org", "message"],
             [[str(row.dead_letter_id), row.buried_at, row.code, row.org_id, row.message] for row in found],
         )
-    click.echo(f"{len(found):,} of {total:,} dead letters" if total else "No dead letters.")
+    click.echo(f"{len(found):,} of {count(total, 'dead letter')}" if total else "No dead letters.")
 
 
 @dead.command()
@@ -84,7 +84,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
     else:
         for row in refused:
             click.echo(f"{row['dead_letter_id']}: {row['code']}: {row['message']}", err=True)
-        click.echo(f"{len(outcome.posted):,} dead letters posted, {len(refused):,} refused again.")
+        click.echo(f"{count(len(outcome.posted), 'dead letter')} posted, {len(refused):,} refused again.")
     if refused:
         sys.exit(1)
 
@@ -107,7 +107,7 @@ def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datet
     if as_json:
         show_document({"discarded": sorted(discarded)})
     else:
-        click.echo(f"{len(discarded):,} dead letters discarded.")
+        click.echo(f"{count(len(discarded), 'dead letter')} discarded.")
 
 
 def find(connection: Connection[Any], dead_letter_ids: tuple[int, ...]) -> list[DeadLetter]:

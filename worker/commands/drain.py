@@ -2,7 +2,7 @@
 
 import click
 
-from worker.commands.output import json_option, show_document
+from worker.commands.output import count, json_option, show_document
 from worker.commands.servers import open_ledger, open_streams
 from worker.connections import show
 from worker.intake import Intake, drain_all
@@ -21,4 +21,4 @@ def drain(*, as_json: bool) -> None:
     if as_json:
         show_document({"posted": intake.posted - intake.buried, "buried": intake.buried})
         return
-    click.echo(f"{intake.posted - intake.buried:,} events posted, {intake.buried:,} buried as dead letters.")
+    click.echo(f"{count(intake.posted - intake.buried, 'event')} posted, {intake.buried:,} buried.")

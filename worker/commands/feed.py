@@ -17,7 +17,7 @@ from feeds.queries import load_queries
 from feeds.schema import Ledger
 from feeds.store import Store, read_place
 from worker.commands import Failed
-from worker.commands.output import json_option, show_document, show_facts, show_rows
+from worker.commands.output import count, json_option, show_document, show_facts, show_rows
 from worker.commands.servers import open_ledger
 from worker.settings import worker_settings
 
@@ -56,7 +56,7 @@ def feed(*, org: str, page: int, limit: int, as_json: bool, **narrowed: str | No
         ],
     )
     pages = document["pages"]
-    click.echo(f"page {pages['page']:,} of {pages['total_pages']:,}, {pages['total_items']:,} items")
+    click.echo(f"page {pages['page']:,} of {pages['total_pages']:,}, {count(pages['total_items'], 'item')}")
 
 
 def read_filter(ledger: Ledger, kind: str | None, usage_kind: str | None) -> Filter:

@@ -44,6 +44,11 @@ def show_facts(facts: dict[str, Any]) -> None:
         click.echo(f"{name:<{width}}  {show_value(value)}")
 
 
+def count(number: int, noun: str) -> str:
+    """Return how many there are of something, in words: `1 event`, `1,000 events`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def show_value(value: Any) -> str:
     """Return a value as a person reads it: times in UTC, nothing for None."""
     if value is None:

@@ -1,22 +1,32 @@
 """`verify`."""
 
 import sys
+from contextlib import closing
+from typing import Any
 
 import click
+from psycopg import Connection
 
+from feeds.cached_page import FeedsAway
+from feeds.link import Link
+from feeds.schema import Ledger
 from worker.audit import Audit, UnknownOrganisation, audit_ledger, audit_streams
 from worker.commands import Failed
-from worker.commands.output import json_option, show_document, show_rows
-from worker.commands.servers import open_ledger, open_streams
+from worker.commands.output import count, json_option, show_document, show_rows
+from worker.commands.servers import open_ledger, open_streams, place_of_redis, require_redis
+from worker.feed_audit import FeedAudit, audit_feeds
+from worker.settings import worker_settings
 
 
 @click.command()
 @click.argument("org", required=False)
 @json_option
 def verify(*, org: str | None, as_json: bool) -> None:
-    """Recompute every invariant of the ledger, of ORG or of all organisations; exit 1 on any difference.
+    """Recompute every invariant of the ledger, of ORG or of all organisations, and compare the cached feeds.
 
-    All is read at one moment, so that it is exact under load; nothing is locked or changed.
+    Exit 1 on any difference. Exact under load: the ledger is read at one moment, and a cached feed that lags
+    has 10 seconds to catch up. Nothing is locked or changed. Where the feeds' Redis cannot be used it
+    serves nothing: that is said on standard error, and the rest decides.
     """
     with open_ledger() as (connection, ledger), open_streams() as redis:
         try:
@@ -24,19 +34,41 @@ def verify(*, org: str | None, as_json: bool) -> None:
         except UnknownOrganisation:
             raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.") from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
+        compared = compare_feeds(connection, ledger, org)
+    if compared is not None:
+        audit.findings.extend(compared.findings)
+    cached_feeds = None if compared is None else compared.cached_feeds
     if as_json:
-        show_document(audit._asdict() | {"findings": [finding._asdict() for finding in audit.findings]})
+        facts = audit._asdict() | {"cached_feeds": cached_feeds}
+        show_document(facts | {"findings": [finding._asdict() for finding in audit.findings]})
     else:
-        show(audit)
+        show(audit, cached_feeds)
     if audit.findings:
         sys.exit(1)
 
 
-def show(audit: Audit) -> None:
+def compare_feeds(connection: Connection[Any], ledger: Ledger, org: str | None) -> FeedAudit | None:
+    """Compare the cached feeds, or say why that cannot be."""
+    url = require_redis(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL")
+    with closing(Link(url)) as link:
+        try:
+            return audit_feeds(connection, link, ledger.usage_numbers, org)
+        except FeedsAway as error:
+            place = place_of_redis(url)
+            click.echo(f"usage-feeds: The feeds' Redis at {place}: {error}: cached feeds were not compared.", err=True)
+            return None
+
+
+def show(audit: Audit, cached_feeds: int | None) -> None:
     """Print the differences, and what was checked."""
     if audit.findings:
         show_rows(("organisation", "rule", "where", "expected", "found"), audit.findings)
+    checked = [
+        count(audit.organisations, "organisation"),
+        count(audit.movements, "movement"),
+        count(audit.grants, "grant"),
+        count(cached_feeds, "cached feed") if cached_feeds is not None else "no cached feed compared",
+    ]
     click.echo(
-        f"{audit.organisations:,} organisations, {audit.movements:,} movements, {audit.grants:,} grants:"
-        f" {f'{len(audit.findings):,} differences' if audit.findings else 'no difference'}."
+        f"{', '.join(checked)}: {count(len(audit.findings), 'difference') if audit.findings else 'no difference'}."
     )
