@@ -1,0 +1,296 @@
+"""Anything may happen, in any order, to a ledger and its cached feeds: every page is the model's."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import count, cycle
+
+import psycopg
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from starlette.testclient import TestClient
+
+from feeds.cache import show
+from feeds.endpoint import app
+from feeds.keys import create_key
+from feeds.link import Link
+from feeds.schema import check_ledger
+from tests.conftest import clear_settings
+from tests.integration.endpoint_asks import PATH, headers_of
+from tests.integration.feed_world import FILTERS, Ledger, Shown
+from worker.intake import Intake, Outcome, lengths, take_batch
+from worker.settings import WorkerSettings
+from worker.streams import add, connect, place
+
+STARTED_AT = datetime(2024, 1, 1, tzinfo=UTC)
+"""Long before Redis's own clock, so that no default `occurred_at` depends on it."""
+numbers = count(1)
+orgs = st.integers(0, 1)
+grant_refs = st.sampled_from([f"grant_{n}" for n in range(6)])
+usage_refs = st.sampled_from([f"usage_{n}" for n in range(25)])
+hours = st.one_of(st.none(), st.integers(-3, 4))
+picks = st.integers(0, 2**16)
+limits = st.sampled_from([1, 3, 20, 100])
+
+
+class Died(Exception):  # noqa: N818 -- an end, not a mistake
+    """The drain's process is gone, in the middle of its work."""
+
+
+class World:
+    """The servers, a drain whose clock we set, and the endpoint, which lives in this process."""
+
+    def __init__(self, environment, client, connection):
+        self.client, self.connection = client, connection
+        self.link = Link(environment["FEEDS_REDIS_URL"])
+        self.cache = redis.Redis.from_url(environment["FEEDS_REDIS_URL"])
+        ledger = check_ledger(connection, WorkerSettings())
+        self.intake = Intake(connection, connect(environment["REDIS_URL"]), ledger, self.show, lambda: None)
+        self.dies = False
+        connection.execute("CREATE SCHEMA clock")
+        connection.execute(
+            "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
+            " AS $$ SELECT current_setting('clock.now')::timestamptz $$"
+        )
+        connection.execute("SET search_path = clock, pg_catalog, public")
+
+    def show(self, connection, posted, repeated):
+        if self.dies:
+            raise Died
+        show(self.link, connection, posted.movements, posted.org_ids if repeated else ())
+
+    def set_clock(self, now):
+        self.connection.execute("SELECT set_config('clock.now', %s, false)", [now.isoformat()])
+
+    def drain(self):
+        while waiting := [shard for shard, length in lengths(self.intake, range(8)).items() if length]:
+            assert take_batch(self.intake, waiting) is Outcome.POSTED
+
+    def close(self):
+        self.link.close()
+        self.cache.close()
+        self.intake.streams.close()
+
+
+@pytest.fixture
+def world(environment, redis_url, monkeypatch):
+    feeds_url = f"{redis_url.rpartition('/')[0]}/1"  # a database of its own, which may be flushed without the streams
+    monkeypatch.setenv("FEEDS_REDIS_URL", feeds_url)
+    clear_settings()
+    with (
+        psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection,
+        TestClient(app) as client,
+    ):
+        made = World({**environment, "FEEDS_REDIS_URL": feeds_url}, client, connection)
+        yield made
+        made.close()
+
+
+class Machine(RuleBasedStateMachine):
+    """Grants, usages, drains that may die, a cache that is lost and damaged, and readers."""
+
+    world: World
+    shown = Bundle("shown")
+
+    @initialize()
+    def begin(self):
+        number = next(numbers)
+        self.now = STARTED_AT + timedelta(days=number)
+        self.died_at = None
+        self.ledgers = [Ledger(f"org_{number}_{letter}") for letter in "ab"]
+        self.keys = [headers_of(create_key(self.world.connection, org_id=ledger.org_id)[1]) for ledger in self.ledgers]
+        self.sent = {}
+        self.turns = cycle([(org, feed) for feed in FILTERS for org in (0, 1)])
+        self.world.set_clock(self.now)
+        self.world.cache.flushdb()
+
+    def add(self, org, *events):
+        ledger = self.ledgers[org]
+        events = [{"org_id": ledger.org_id, **event} for event in events]
+        add(self.world.intake.streams, [place(event, 8) for event in events])
+        for event in events:
+            ledger.add(event)
+
+    def at(self, offset_h):
+        return None if offset_h is None else (self.now + timedelta(hours=offset_h)).isoformat()
+
+    @rule(org=orgs, ref=grant_refs, credits_=st.integers(1, 60), priority=st.integers(0, 2), start=hours, lasts=hours)
+    def grant(self, org, ref, credits_, priority, start, lasts):
+        end = None if lasts is None else (start or 0) + abs(lasts) + 1
+        fields = {"effective_at": self.at(start), "expires_at": self.at(end), "source": "plan", "priority": priority}
+        self.add(org, {"type": "grant", "grant_ref": ref, "credits": credits_, **fields})
+
+    @rule(
+        org=orgs, ref=usage_refs, kind=st.sampled_from(["ai_usage", "tm_usage"]), credits_=st.integers(0, 30), at=hours
+    )
+    def usage(self, org, ref, kind, credits_, at):
+        event = {"type": "usage", "usage_ref": ref, "usage_kind": kind, "credits": credits_, "occurred_at": self.at(at)}
+        self.add(org, event)
+
+    @rule(org=orgs, many=st.sampled_from([30, 130]))
+    def burst(self, org, many):
+        self.add(
+            org,
+            *(
+                {"type": "usage", "usage_ref": f"burst_{next(numbers)}", "usage_kind": "ai_usage", "credits": 1 + n % 2}
+                for n in range(many)
+            ),
+        )
+        if sum(len(ledger.waiting) for ledger in self.ledgers) > 300:
+            self.drain(dies=False)
+
+    @rule(org=orgs, ref=grant_refs)
+    def revoke(self, org, ref):
+        self.add(org, {"type": "revoke", "grant_ref": ref})
+
+    @rule(org=orgs, count=st.integers(1, 3))
+    def settle(self, org, count):
+        self.add(org, *[{"type": "settle"}] * count)
+
+    @rule(minutes=st.sampled_from([-90, -1, 1, 30, 60, 200]))
+    def step_the_clock(self, minutes):
+        self.now += timedelta(minutes=minutes)
+        self.world.set_clock(self.now)
+
+    @rule(dies=st.booleans())
+    def drain(self, dies):
+        if self.died_at is not None and self.died_at <= self.now < self.died_at + timedelta(seconds=2):
+            self.step_the_clock(1)  # leftovers of this second are left to whoever posted them
+        if not any(ledger.waiting for ledger in self.ledgers):
+            return
+        self.world.dies = dies
+        if dies:
+            with pytest.raises(Died):
+                self.world.drain()
+        else:
+            self.world.drain()
+        self.died_at = self.now if dies else None
+        for ledger in self.ledgers:
+            ledger.post(self.now, shown=not dies)
+
+    @rule(pick=picks, how=st.sampled_from(["DEL", "EXPIRE"]))
+    def lose_a_key(self, pick, how):
+        if key := self.choose(pick, self.world.cache.scan_iter()):
+            self.world.cache.execute_command(how, key, *([0] if how == "EXPIRE" else []))
+
+    @rule(
+        pick=picks,
+        change=st.sampled_from(["set", "damage", "astray", "lpop", "rpop", "rpush"]),
+        damage=st.binary(max_size=12),
+    )
+    def corrupt_a_key(self, pick, change, damage):
+        cache, key = self.world.cache, self.choose(pick, self.world.cache.scan_iter())
+        if not key:
+            return
+        if change == "set":
+            cache.set(key, damage)
+        elif cache.type(key) == b"hash":
+            other = self.choose(pick + 1, cache.hvals(key))
+            cache.hset(key, self.choose(pick, cache.hkeys(key)), damage if change == "damage" else other)
+        elif cache.type(key) == b"list":
+            entries = cache.lrange(key, 0, -1)
+            match change:
+                case "damage":
+                    cache.lset(key, pick % len(entries), damage)
+                case "astray":
+                    cache.lset(key, pick % len(entries), entries[pick // 7 % len(entries)])
+                case "rpush":
+                    cache.rpush(key, entries[pick % len(entries)])
+                case _:
+                    cache.execute_command(change, key)
+
+    @staticmethod
+    def choose(pick, among):
+        """Return one of these, whichever there are: what is drawn must not depend on the servers."""
+        ordered = sorted(among)
+        return ordered[pick % len(ordered)] if ordered else None
+
+    @rule(how=st.sampled_from(["FLUSHDB", "SCRIPT FLUSH"]))
+    def flush(self, how):
+        self.world.cache.execute_command(*how.split())
+
+    @rule()
+    def cut_every_connection(self):
+        self.world.cache.client_kill_filter(_type="normal", skipme=True)
+        self.world.intake.streams.connection_pool.disconnect()
+
+    @rule()
+    def rebuild(self):
+        self.world.connection.execute("UPDATE ledger SET epoch = gen_random_uuid()")
+
+    @rule(target=shown, org=orgs, feed=st.sampled_from(FILTERS), limit=limits, page=st.integers(1, 12))
+    def read(self, org, feed, limit, page):
+        return self.read_numbered(org, feed, limit, page)
+
+    def read_numbered(self, org, feed, limit, page):
+        kind, usage_kind = feed
+        asked = {"kind": kind and kind.value, "usage_kind": usage_kind, "limit": limit, "page": page}
+        listing = self.ask(org, {name: value for name, value in asked.items() if value})
+        newest = max(listing["pages"]["total_items"] - (page - 1) * limit, 0)
+        read = Shown(org, feed, limit, newest, max(newest - limit, 0), listing["pages"])
+        assert listing["pages"]["page"] == page
+        self.ledgers[org].check(listing, read, None)
+        return read
+
+    @rule(target=shown, page=shown, way=st.sampled_from(["next", "prev", "same"]), limit=limits)
+    def follow(self, page, way, limit):
+        cursor = page.pages["cursor" if way == "same" else f"{way}_cursor"]
+        if cursor is None:
+            return multiple()
+        limit = page.limit if way == "same" else limit
+        listing = self.ask(page.org, {"cursor": cursor, "limit": limit})
+        newest, below = page.newest, page.below
+        if way == "next":
+            newest, below = below, max(below - limit, 0)
+        elif way == "prev":
+            newest, below = min(newest + limit, listing["pages"]["total_items"]), newest
+        read = Shown(page.org, page.feed, limit, newest, below, listing["pages"])
+        self.ledgers[page.org].check(listing, read, page.pages["direction"] if way == "same" else way)
+        return read
+
+    def ask(self, org, params):
+        """Return a listing: the one had before, where the endpoint says that it still holds."""
+        asked = (org, *params.items())
+        etag, listing = self.sent.get(asked, ("", None))
+        answer = self.world.client.get(PATH, params=params, headers=self.keys[org] | {"If-None-Match": etag})
+        assert answer.status_code in {200, 304}, answer.text
+        if answer.status_code == 200:
+            listing = answer.json()
+            self.sent[asked] = (answer.headers["etag"], listing)
+        assert listing is not None
+        return listing
+
+    @invariant()
+    def first_pages_are_right(self):
+        for _ in range(2):
+            org, feed = next(self.turns)
+            self.read_numbered(org, feed, 20, 1)
+
+    def teardown(self):
+        if hasattr(self, "ledgers"):
+            self.drain(dies=False)
+            for _ in range(2 * len(FILTERS)):
+                self.first_pages_are_right()
+
+
+@pytest.mark.timeout(180)
+def test_whatever_happens_every_page_is_the_models(world):
+    """Seen to fail with a reader that did not check ordinals, and with a drain that did not drop what it repeats."""
+    machine = type("MachineOfThisWorld", (Machine,), {"world": world})
+    checks = settings(
+        max_examples=30,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=checks)
