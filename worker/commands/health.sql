@@ -2,6 +2,7 @@
 -- When a batch was last posted and how many seconds ago, and how many dead letters there are.
 SELECT
     moved.at AS last_batch_at,
-    GREATEST(extract(epoch FROM clock_timestamp() - moved.at), 0)::float AS last_batch_s,
+    CASE WHEN moved.at IS NOT NULL THEN GREATEST(extract(epoch FROM clock_timestamp() - moved.at), 0)::float END
+        AS last_batch_s,
     (SELECT count(*) FROM dead_letters) AS dead_letters
 FROM (SELECT NULLIF(max(moved_at), 'epoch') AS at FROM stream_offsets) AS moved;
