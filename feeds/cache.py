@@ -65,7 +65,15 @@ def show(
             time.sleep(RETRY_EVERY_S)
         else:
             link.away_since = None
+            wait_for_readers(link, epoch)
             return shown._replace(dropped=dropped)
+
+
+def wait_for_readers(link: Link, epoch: UUID) -> None:
+    """Wait, where somebody has begun a new epoch, until every reader knows: the old one's feeds lack this batch."""
+    if link.epoch not in {None, epoch}:
+        time.sleep(2 * EPOCH_EVERY_S)
+    link.epoch = epoch
 
 
 def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:

@@ -15,6 +15,8 @@ from feeds.cached_page import FeedsAway, Server, read_server
 from feeds.scripts import Command, Script
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from redis.connection import ConnectionInterface
 
 CONNECT_WITHIN_S = 0.5
@@ -36,6 +38,7 @@ class Link:
         self.connection: ConnectionInterface | None = None
         self.known: Server | None = None
         self.away_since: float | None = None
+        self.epoch: UUID | None = None
 
     def server(self) -> Server:
         """Return who answers at the other end, connecting where there is no connection."""

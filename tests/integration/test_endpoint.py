@@ -1,9 +1,12 @@
 """Pages over HTTP, as the contract draws them."""
 
-from feeds.cache import give_up, read_epoch
+from contextlib import closing
+
+from feeds.cache import give_up, read_epoch, show
 from feeds.keys import create_key
+from feeds.link import Link
 from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs
-from tests.seed import MIXED, seed_shown
+from tests.seed import MIXED, seed, seed_shown
 
 
 def test_a_page_is_served_as_the_contract_draws_it(client, bearer):
@@ -142,3 +145,16 @@ def test_parameters_are_judged_in_the_contracts_order(client, bearer):
     assert refused("kind=%00")[1] == "invalid_filter"
     assert refused("page=%C2%B2")[1] == "invalid_page"
     assert refused("page=2147483648")[1] == "invalid_page"
+
+
+def test_lines_posted_right_after_a_rebuild_are_shown_though_readers_learn_of_it_later(
+    client, bearer, seeded, redis_url
+):
+    with closing(Link(redis_url)) as link:
+        show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
+        for number in range(1, 6):
+            client.get(PATH, headers=bearer)
+            seeded.execute("UPDATE ledger SET epoch = gen_random_uuid()")
+            show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
+            pages = client.get(PATH, headers=bearer).json()["pages"]
+            assert pages["total_items"] == len(LINES) + (number + 1) * len(MIXED)
