@@ -15,7 +15,9 @@ from feeds.movement import show_time
 from worker.events import EventRefused
 
 PIPED_WIDTH = 1000
-SHORT = len("2026-06-01T10:00:00.123456Z")
+SHORT = len("usage_01h455vb4pex5vsknk084sn02q")
+NARROW = len("2026-06-01")
+"""The least that a folding column needs."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -26,15 +28,28 @@ def show_document(document: Any) -> None:
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table: to the terminal's width (long texts fold), with nothing cut off where there is no terminal."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    """Print a table, times to the second; nothing is cut off.
+
+    Without a terminal each row is one line. On one, what is too wide folds: long texts and times first, then all.
+    """
+    screen = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
+    shown = [[show_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
+    times = [any(isinstance(row[place], datetime) for row in rows) for place in range(len(columns))]
+    narrow = [NARROW if is_time or width > SHORT else width for width, is_time in zip(widths, times, strict=True)]
+    spaces = len(columns) - 1
+    is_wide, is_too_wide = sum(widths) + spaces > screen.width, sum(narrow) + spaces > screen.width
     for place, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[place], int) for row in rows)
-        folds = any(len(show_value(row[place])) > SHORT for row in rows)
+        folds = is_too_wide or (is_wide and widths[place] != narrow[place])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not folds)
-    for row in rows:
-        table.add_row(*(Text(show_value(value)) for value in row))
-    console().print(table)
+    for row in shown:
+        # A space is where a time may fold.
+        table.add_row(
+            *(Text(cell.replace("T", " ") if is_wide and t else cell) for cell, t in zip(row, times, strict=True))
+        )
+    screen.print(table)
 
 
 def show_facts(facts: dict[str, Any]) -> None:
@@ -56,6 +71,11 @@ def show_value(value: Any) -> str:
     if isinstance(value, datetime):
         return show_time(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def show_cell(value: Any) -> str:
+    """Return a value as it stands in a table."""
+    return show_value(value.replace(microsecond=0) if isinstance(value, datetime) else value)
 
 
 def console() -> Console:
