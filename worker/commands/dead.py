@@ -25,7 +25,7 @@ def dead() -> None:
 @dead.command("list")
 @click.option("--code", help="Those with this code alone, like conflict.")
 @click.option("--org", help="Those of this organisation alone.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
 @json_option
 def list_(*, code: str | None, org: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest first."""
@@ -92,7 +92,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
 @dead.command()
 @ids_argument
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
-@click.option("--before", type=INSTANT, metavar="TIME", help="Those buried before this instant.")
+@click.option("--before", type=INSTANT, metavar="TIME", help="Those buried before this, like 2026-06-01T00:00:00Z.")
 @json_option
 def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datetime | None, as_json: bool) -> None:
     """Forget dead letters for ever, by ID, all, or those buried before a time."""

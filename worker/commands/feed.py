@@ -36,8 +36,8 @@ class Organisation(NamedTuple):
 @click.argument("org")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind alone.")
 @click.option("--usage-kind", help="Lines of this usage kind alone.")
-@click.option("--page", type=click.IntRange(1, 2147483647), default=1, show_default=True)
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.option("--page", type=click.IntRange(1, 2147483647), default=1, show_default=True, help="Page 1 is the newest.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="Lines of a page.")
 @json_option
 def feed(*, org: str, page: int, limit: int, as_json: bool, **narrowed: str | None) -> None:
     """Show a page of ORG's movements, newest first, as the endpoint would (--json: its very answer)."""

@@ -45,14 +45,20 @@ class Waiting(NamedTuple):
 
 @click.command()
 @click.option(
-    "--max-age", type=click.FloatRange(0), default=30, show_default=True, help="How many seconds an event may wait."
+    "--max-age",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=30,
+    show_default=True,
+    help="How long an event may wait.",
 )
 @click.option(
     "--max-sweep-age",
     type=click.FloatRange(0),
+    metavar="SECONDS",
     default=30,
     show_default=True,
-    help="How many seconds ago the last sweep may have been.",
+    help="How long ago the last sweep may have been.",
 )
 @json_option
 def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:

@@ -21,4 +21,4 @@ def rebuild(*, as_json: bool) -> None:
     if as_json:
         show_document({"epoch": str(epoch)})
     else:
-        click.echo(f"The epoch is now {epoch}: feeds are made anew as they are read.")
+        click.echo("A new epoch has begun: feeds are made anew as they are read.")

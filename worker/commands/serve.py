@@ -12,9 +12,11 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from feeds import metrics
 from feeds.endpoint import app
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
+from worker import metrics as workers
 from worker.commands import Stopped
 from worker.commands.servers import open_database
 
@@ -29,9 +31,9 @@ STOP_WITHIN_S = 8.0
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port to listen at.")
 def serve(*, host: str, port: int) -> None:
-    """Run the endpoint: `GET /credits/usage`, `/openapi.json`, `/livez` and `/readyz`.
+    """Run the endpoint: `GET /credits/usage`, `/openapi.json`, `/livez`, `/readyz` and `/metrics`.
 
     One process. To use more cores, run more of them, each at a port of its own.
     """
@@ -40,6 +42,7 @@ def serve(*, host: str, port: int) -> None:
     variable = "READER_DATABASE_URL" if is_own else "DATABASE_URL"
     with open_database(settings.reader_database_url, variable) as connection:
         check_ledger(connection, settings)
+    metrics.sources.append(workers.measure)
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
