@@ -1,6 +1,7 @@
 """What does a reader get instead of a page?"""
 
 import json
+import math
 from collections.abc import Mapping
 
 IDENTITY_MESSAGE = "An authenticated organization identity is required"
@@ -95,3 +96,8 @@ class RateLimited(Problem):
     status = 429
     code = "rate_limited"
     message = "Too many requests for this key"
+
+    def __init__(self, wait_s: float) -> None:
+        """Refuse a key that has its next turn in `wait_s` seconds."""
+        super().__init__()
+        self.headers = ((b"retry-after", b"%d" % max(1, math.ceil(wait_s))),)

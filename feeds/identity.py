@@ -48,10 +48,13 @@ class Asker(NamedTuple):
 class Grant(NamedTuple):
     """What Postgres said of an asker who may read; `org_id` is None for a person who named no organisation.
 
-    Times are `time.monotonic`, but for `expires_at`.
+    Times are `time.monotonic`, but for `expires_at`. `rate`: how many requests a second the key may make, if there is
+    a bound.
     """
 
     org_id: str | None
+    key_id: UUID
+    rate: int | None
     expires_at: datetime | None
     answered_at: float
     ask_after: float
@@ -74,8 +77,8 @@ class Identities:
         self._refused: dict[Asker, Refusal] = {}
         self._used = set[UUID]()
 
-    async def identify(self, secret: str, named_org_id: str | None) -> str | None:
-        """Return the organisation whose lines a key may read, None for a good personal key that named none.
+    async def identify(self, secret: str, named_org_id: str | None) -> Grant:
+        """Return the organisation whose lines a key may read, None in it for a good personal key that named none.
 
         Raises `IdentityMissing`, `Forbidden`, or `PostgresAway` where nothing is remembered.
         """
@@ -93,7 +96,7 @@ class Identities:
             grant = await self._ask_or_recall(asker)
         if grant.expires_at is not None and grant.expires_at <= datetime.now(UTC):
             raise IdentityMissing
-        return grant.org_id
+        return grant
 
     async def note_uses(self) -> None:
         """Write down which keys were used. Costs nothing where none is due; lost where Postgres is away."""
@@ -122,24 +125,25 @@ class Identities:
         rows = await self._postgres.fetch(SQL["find_identity"], {"digest": asker.digest, "org_id": asker.named_org_id})
         self._granted.pop(asker, None)
         try:
-            org_id, expires_at = self._judge(asker, rows)
+            org_id = self._judge(asker, rows)
         except Problem as problem:
             remember(self._refused, asker, Refusal(type(problem), time.monotonic() + REFUSED_FRESH_S), REFUSED_MAX)
             raise
         self._refused.pop(asker, None)
-        grant = Grant(org_id, expires_at, asked_at, asked_at + FRESH_S)
+        _, key_id, _, _, expires_at, *_, rate = rows[0]
+        grant = Grant(org_id, key_id, rate, expires_at, asked_at, asked_at + FRESH_S)
         remember(self._granted, asker, grant, KNOWN_MAX)
         return grant
 
-    def _judge(self, asker: Asker, rows: list[Row]) -> tuple[str | None, datetime | None]:
+    def _judge(self, asker: Asker, rows: list[Row]) -> str | None:
         if not rows or not hmac.compare_digest(rows[0][0], asker.digest):
             raise IdentityMissing
-        _, key_id, org_id, permissions, expires_at, has_ended, role, is_use_due = rows[0]
+        _, key_id, org_id, permissions, _, has_ended, role, is_use_due, _ = rows[0]
         if has_ended:
             raise IdentityMissing
         if is_use_due:
             self._used.add(key_id)
-        return judge(asker.named_org_id, org_id, permissions, role), expires_at
+        return judge(asker.named_org_id, org_id, permissions, role)
 
 
 def judge(named_org_id: str | None, keys_org_id: str | None, permissions: list[str], role: str | None) -> str | None:

@@ -5,7 +5,8 @@ SELECT
     api_keys.digest, api_keys.key_id, api_keys.org_id, api_keys.permissions, api_keys.expires_at,
     api_keys.revoked_at IS NOT NULL OR COALESCE(api_keys.expires_at <= clock_timestamp(), false) AS has_ended,
     members.role,
-    COALESCE(api_keys.last_used_at <= clock_timestamp() - interval '1 minute', true) AS is_use_due
+    COALESCE(api_keys.last_used_at <= clock_timestamp() - interval '1 minute', true) AS is_use_due,
+    api_keys.rate
 FROM api_keys
 LEFT JOIN members ON members.user_id = api_keys.user_id AND members.org_id = %(org_id)s
 WHERE api_keys.digest = %(digest)s;

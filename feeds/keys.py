@@ -26,6 +26,7 @@ RANDOM_CHARS = 30
 CHECKSUM_CHARS = 6
 FORM = re.compile(f"{PREFIX}[0-9A-Za-z]{{{RANDOM_CHARS + CHECKSUM_CHARS}}}")
 BILLING_READ = "billing:read"
+RATE_MAX = 100_000
 ROLES = ("owner", "admin", "billing", "member")
 READING_ROLES = frozenset({"owner", "admin", "billing"})
 """The roles that grant `billing:read`."""
@@ -42,6 +43,7 @@ class Key(NamedTuple):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    rate: int | None
 
 
 def new_secret() -> str:
@@ -86,15 +88,19 @@ def parse_key_id(text: str) -> UUID:
     return UUID(bytes=parsed.uuid.bytes)
 
 
-def create_key(
+def create_key(  # noqa: PLR0913 -- all that a key is
     connection: Connection[Any],
     *,
     org_id: str | None = None,
     user_id: str | None = None,
     permissions: Sequence[str] = (BILLING_READ,),
     expires_at: datetime | None = None,
+    rate: int | None = None,
 ) -> tuple[Key, str]:
-    """Make a key of an organisation, which becomes known by it, or of a person. Returns it and its secret."""
+    """Make a key of an organisation, which becomes known by it, or of a person. Returns it and its secret.
+
+    `rate`: how many requests a second it may make, 1 to `RATE_MAX`.
+    """
     secret = new_secret()
     parameters = {
         "key_id": uuid7(),
@@ -103,6 +109,7 @@ def create_key(
         "user_id": user_id,
         "permissions": list(permissions),
         "expires_at": expires_at,
+        "rate": rate,
     }
     with connection.transaction(), key_cursor(connection) as cursor:
         if org_id is not None:

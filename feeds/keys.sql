@@ -4,13 +4,13 @@ INSERT INTO organisations (org_id) VALUES (%(org_id)s) ON CONFLICT (org_id) DO N
 
 -- name: insert_key
 -- A new key, of an organisation or of a person.
-INSERT INTO api_keys (key_id, digest, org_id, user_id, permissions, expires_at)
-VALUES (%(key_id)s, %(digest)s, %(org_id)s, %(user_id)s, %(permissions)s, %(expires_at)s)
-RETURNING key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at;
+INSERT INTO api_keys (key_id, digest, org_id, user_id, permissions, expires_at, rate)
+VALUES (%(key_id)s, %(digest)s, %(org_id)s, %(user_id)s, %(permissions)s, %(expires_at)s, %(rate)s)
+RETURNING key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at, rate;
 
 -- name: list_keys
 -- All keys, without what could serve as one.
-SELECT key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at
+SELECT key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at, rate
 FROM api_keys
 ORDER BY created_at, key_id;
 
@@ -19,7 +19,7 @@ ORDER BY created_at, key_id;
 UPDATE api_keys
 SET revoked_at = COALESCE(revoked_at, clock_timestamp())
 WHERE key_id = %(key_id)s
-RETURNING key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at;
+RETURNING key_id, org_id, user_id, permissions, created_at, expires_at, revoked_at, last_used_at, rate;
 
 -- name: upsert_member
 -- The person's role in the organisation.

@@ -26,3 +26,4 @@ def load_script(*stems: str) -> Script:
 APPEND = load_script("seal", "append")
 PUT = load_script("seal", "put")
 RANGE = load_script("range")
+LIMIT = load_script("limit")

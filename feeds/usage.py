@@ -1,14 +1,17 @@
 """What does `GET /credits/usage` answer?"""
 
+import asyncio
 import logging
 from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
+from feeds import tally
 from feeds.cursor import Seal
 from feeds.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
 from feeds.feed import Feeds, Known, read
-from feeds.identity import Identities
+from feeds.identity import Grant, Identities
+from feeds.limit import Limits
 from feeds.listing import Ask, matches, show_listing, tag_listing
 from feeds.postgres import PostgresAway
 from feeds.query import read_ask
@@ -16,10 +19,16 @@ from feeds.rendered import Page, Rendered
 
 log = logging.getLogger(__name__)
 
+GUARDS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""What keeps a browser from taking an answer for a page of ours."""
 SHARED_HEADERS = (
     (b"content-type", b"application/json"),
     (b"cache-control", b"private, no-cache"),
     (b"vary", b"Authorization, X-Org-ID"),
+    *GUARDS,
 )
 
 
@@ -30,14 +39,16 @@ class Serving(NamedTuple):
     feeds: Feeds
     identities: Identities
     rendered: Rendered
+    limits: Limits
 
 
 class Answer(NamedTuple):
-    """What is sent."""
+    """What is sent. `code` is an error's, else `page` or `unchanged`."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    code: str
 
 
 class Question(NamedTuple):
@@ -60,6 +71,7 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
     except Exception:  # the edge: a reader gets the envelope, the operator the traceback
         log.exception("no page")
         answer = show_problem(Failed())
+    tally.answers[answer.code] += 1
     body = b"" if scope["method"] == "HEAD" else answer.body
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": body})
@@ -71,15 +83,19 @@ async def answer_usage(scope: Scope) -> Answer:
         raise MethodNotAllowed
     serving: Serving = scope["state"]["serving"]
     question = read_headers(scope["headers"])
-    org_id = await identify(serving.identities, question)
+    grant = await identify(serving.identities, question)
+    org_id = grant.org_id or ""
     ask = read_ask(scope["query_string"], serving.seal, org_id)
     if len(question.org_ids) > 1:
         raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
-    page = await find_page(serving, org_id, ask)
+    if grant.rate is None:
+        page = await find_page(serving, org_id, ask)
+    else:  # side by side, and so in one round trip
+        _, page = await asyncio.gather(serving.limits.take(grant.key_id, grant.rate), find_page(serving, org_id, ask))
     headers = [*SHARED_HEADERS, (b"etag", page.etag.encode())]
     if question.if_none_match and matches(question.if_none_match, page.etag):
-        return Answer(304, headers[1:], b"")
-    return Answer(200, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
+        return Answer(304, headers[1:], b"", "unchanged")
+    return Answer(200, [*headers, (b"content-length", b"%d" % len(page.body))], page.body, "page")
 
 
 async def find_page(serving: Serving, org_id: str, ask: Ask) -> Page:
@@ -96,10 +112,10 @@ async def find_page(serving: Serving, org_id: str, ask: Ask) -> Page:
     return page
 
 
-async def identify(identities: Identities, question: Question) -> str:
-    """Return the organisation that is asked about. Raises `IdentityMissing` or `Forbidden`.
+async def identify(identities: Identities, question: Question) -> Grant:
+    """Return what the key grants, and for which organisation. Raises `IdentityMissing` or `Forbidden`.
 
-    It is empty for a personal key with several `X-Org-ID`, which is refused once the parameters are read.
+    None is named for a personal key with several `X-Org-ID`, which is refused once the parameters are read.
     """
     if len(question.authorizations) != 1:
         raise IdentityMissing
@@ -107,10 +123,10 @@ async def identify(identities: Identities, question: Question) -> str:
     if scheme.lower() != "bearer":
         raise IdentityMissing
     named_org_id = question.org_ids[0] if len(question.org_ids) == 1 else None
-    org_id = await identities.identify(secret.strip(" "), named_org_id)
-    if org_id is None and not question.org_ids:
+    grant = await identities.identify(secret.strip(" "), named_org_id)
+    if grant.org_id is None and not question.org_ids:
         raise IdentityMissing
-    return org_id or ""
+    return grant
 
 
 def read_headers(headers: list[tuple[bytes, bytes]]) -> Question:
@@ -127,4 +143,4 @@ def show_problem(problem: Problem) -> Answer:
     """Return an error's answer."""
     body = problem.body()
     length = (b"content-length", b"%d" % len(body))
-    return Answer(problem.status, [*SHARED_HEADERS, *problem.headers, length], body)
+    return Answer(problem.status, [*SHARED_HEADERS, *problem.headers, length], body, problem.code)

@@ -55,7 +55,7 @@ def run(database_url, use):
 
 def identify(database_url, secret, named_org_id=None):
     async def use(identities, _postgres, _pass_s):
-        return await identities.identify(secret, named_org_id)
+        return (await identities.identify(secret, named_org_id)).org_id
 
     return run(database_url, use)
 
@@ -134,7 +134,7 @@ def test_an_answer_is_used_for_ten_seconds_and_a_revoked_key_stops_then(connecti
         await identities.identify(secret, None)
         revoke_key(connection, key.key_id)
         pass_s(9.9)
-        assert await identities.identify(secret, None) == "org_a"
+        assert (await identities.identify(secret, None)).org_id == "org_a"
         assert postgres.asked == 1
         pass_s(0.1)
         for _ in range(2):
@@ -163,7 +163,7 @@ def test_a_key_ends_at_its_instant_though_its_answer_is_remembered(connection, d
     _, secret = create_key(connection, org_id="org_a", expires_at=datetime.now(UTC) + timedelta(seconds=1))
 
     async def use(identities, postgres, _pass_s):
-        assert await identities.identify(secret, None) == "org_a"
+        assert (await identities.identify(secret, None)).org_id == "org_a"
         while True:
             try:
                 await identities.identify(secret, None)
@@ -184,7 +184,7 @@ def test_a_refusal_is_remembered_for_a_second(connection, database_url):
         assert postgres.asked == 1
         set_member(connection, "org_a", "ann", "billing")
         pass_s(1)
-        return await identities.identify(secret, "org_a")
+        return (await identities.identify(secret, "org_a")).org_id
 
     assert run(database_url, use) == "org_a"
 
@@ -197,7 +197,7 @@ def test_without_postgres_a_key_is_good_for_five_minutes_after_postgres_last_sai
         postgres.is_away = True
         for _ in range(30):
             pass_s(10)
-            assert await identities.identify(secret, None) == "org_a"
+            assert (await identities.identify(secret, None)).org_id == "org_a"
         pass_s(5)
         with pytest.raises(PostgresAway):
             await identities.identify(secret, None)
@@ -235,7 +235,7 @@ def test_a_thousand_requests_with_one_key_ask_once(connection, database_url):
 
     async def use(identities, postgres, _pass_s):
         answers = await asyncio.gather(*(identities.identify(secret, None) for _ in range(1000)))
-        return set(answers), postgres.asked
+        return {grant.org_id for grant in answers}, postgres.asked
 
     assert run(database_url, use) == ({"org_a"}, 1)
 
@@ -290,6 +290,6 @@ def test_a_last_use_that_cannot_be_noted_disturbs_nobody(connection, database_ur
         await identities.identify(secret, None)
         postgres.is_away = True
         await identities.note_uses()
-        return await identities.identify(secret, None)
+        return (await identities.identify(secret, None)).org_id
 
     assert run(database_url, use) == "org_a"

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from feeds.keys import BILLING_READ, Key, create_key, list_keys, parse_key_id, revoke_key, show_key_id
+from feeds.keys import BILLING_READ, RATE_MAX, Key, create_key, list_keys, parse_key_id, revoke_key, show_key_id
 from feeds.movement import show_time
 from worker.commands import Failed
 from worker.commands.arguments import INSTANT, ORG, USER, Matching
-from worker.commands.output import json_option, show_document, show_rows
+from worker.commands.output import count, json_option, show_document, show_rows
 from worker.commands.servers import open_ledger
 
 
@@ -31,19 +31,34 @@ def keys() -> None:
     help="What the key grants; may be repeated.",
 )
 @click.option("--expires-at", type=INSTANT, metavar="TIME", help="When it ends, like 2027-01-31T00:00:00Z.")
+@click.option(
+    "--rate",
+    type=click.IntRange(1, RATE_MAX),
+    metavar="N",
+    help="How many requests a second it may make; as many as it likes without.",
+)
 @json_option
-def create(
-    *, org: str | None, user: str | None, permissions: tuple[str, ...], expires_at: datetime | None, as_json: bool
+def create(  # noqa: PLR0913 -- one for each option
+    *,
+    org: str | None,
+    user: str | None,
+    permissions: tuple[str, ...],
+    expires_at: datetime | None,
+    rate: int | None,
+    as_json: bool,
 ) -> None:
     """Create a key. Its secret is shown this once, alone on the last line."""
     if (org is None) == (user is None):
         raise click.UsageError("Give either --org or --user.")
     with open_ledger() as (connection, _):
-        key, secret = create_key(connection, org_id=org, user_id=user, permissions=permissions, expires_at=expires_at)
+        key, secret = create_key(
+            connection, org_id=org, user_id=user, permissions=permissions, expires_at=expires_at, rate=rate
+        )
     if as_json:
         show_document(describe(key) | {"secret": secret})
         return
     ends = f", until {show_time(key.expires_at)}" if key.expires_at else ""
+    ends += f", {count(key.rate, 'request')} a second" if key.rate else ""
     click.echo(f"{show_key_id(key.key_id)} of {key.org_id or key.user_id} grants {', '.join(key.permissions)}{ends}.")
     click.echo("Its secret is shown this once:")
     click.echo(secret)
@@ -54,11 +69,11 @@ def create(
 def list_(*, as_json: bool) -> None:
     """List all keys, without their secrets."""
     with open_ledger() as (connection, _):
-        found = [describe(key) for key in list_keys(connection)]
+        found = list(list_keys(connection))
     if as_json:
-        show_document({"keys": found})
+        show_document({"keys": [describe(key) for key in found]})
     elif found:
-        show_rows(list(found[0]), [[show_permissions(value) for value in key.values()] for key in found])
+        show_rows(["id", "of", "grants", "until", "used"], [show_key(key) for key in found])
     else:
         click.echo("No keys.")
 
@@ -93,9 +108,12 @@ def describe(key: Key) -> dict[str, Any]:
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
         "last_used_at": key.last_used_at,
+        "rate": key.rate,
     }
 
 
-def show_permissions(value: object) -> object:
-    """Return a table's cell: a list as its words."""
-    return " ".join(value) if isinstance(value, list) else value
+def show_key(key: Key) -> list[object]:
+    """Return a key's row of the table."""
+    used = f"{key.last_used_at:%Y-%m-%d}" if key.last_used_at else None
+    until = "revoked" if key.revoked_at else key.expires_at
+    return [show_key_id(key.key_id), key.org_id or key.user_id, " ".join(key.permissions), until, used]

@@ -1,6 +1,7 @@
 -- migrate:up
 
 -- API keys. The secret is never stored: `digest` is the SHA-256 of the whole key.
+-- `rate`: how many requests a second it may make; as many as it likes without one.
 CREATE TABLE api_keys (
     key_id uuid PRIMARY KEY,
     digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
@@ -11,6 +12,7 @@ CREATE TABLE api_keys (
     expires_at timestamptz,
     revoked_at timestamptz,
     last_used_at timestamptz,
+    rate integer CHECK (rate BETWEEN 1 AND 100000),
     CONSTRAINT a_key_is_of_an_organisation_or_a_person CHECK (num_nonnulls(org_id, user_id) = 1)
 );
 
