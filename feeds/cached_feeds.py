@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from uuid import UUID
 
-from feeds import cached_page
+from feeds import cached_page, tally
 from feeds.cached_page import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Same, Server
 from feeds.gathered import Gathered
 from feeds.page import Place
@@ -153,7 +153,9 @@ class CachedFeeds:
         try:
             reply = await self.gathered.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
         except FeedsAway:
+            tally.refills["away"] += 1
             return True
+        tally.refills["refused" if reply != 1 else "put"] += 1
         return reply != 0
 
     def key(self, org_id: str) -> bytes | None:

@@ -22,6 +22,8 @@ from feeds.errors import Failed, MethodNotAllowed, NotFound, Problem
 from feeds.feed import Feeds
 from feeds.flight import Flights
 from feeds.identity import Identities
+from feeds.limit import Limits
+from feeds.metrics import CONTENT_TYPE, Scrapes
 from feeds.openapi import describe
 from feeds.postgres import Postgres, PostgresAway
 from feeds.rendered import Rendered
@@ -29,7 +31,7 @@ from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
 from feeds.store import Store
-from feeds.usage import Serving, show_problem, usage
+from feeds.usage import GUARDS, Serving, show_problem, usage
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,9 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
             feeds = Feeds(Store(postgres, ledger.usage_numbers), flights, cache)
             seal = Seal(ledger.cursor_secret, ledger.usage_numbers)
             yield {
-                "serving": Serving(seal, feeds, identities, Rendered()),
+                "serving": Serving(seal, feeds, identities, Rendered(), Limits(cache.gathered)),
                 "postgres": postgres,
+                "scrapes": Scrapes(cache.gathered),
                 "openapi": describe(ledger.usage_kinds),
             }
     finally:
@@ -97,31 +100,53 @@ async def keep_noting(identities: Identities) -> None:
 
 async def livez(_request: Request) -> Response:
     """Say that the process answers."""
-    return JSONResponse({"status": "alive"})
+    return show_document({"status": "alive"})
 
 
 async def readyz(request: Request) -> Response:
-    """Say whether Postgres answers, with the schema that this program knows."""
+    """Say whether pages can be served: from Redis or from Postgres, whose schema is the one that this program knows.
+
+    While Postgres is away the schema is taken to be as it last was; only known keys are served then.
+    """
+    cache: CachedFeeds = request.state.serving.feeds.cache
+    away = [] if cache.epoch is not None and cache.gathered.server is not None else ["redis"]
     try:
         [row] = await request.state.postgres.fetch(SCHEMA_SQL["read_version"], {})
         check_version(row[0])
     except PostgresAway:
-        return JSONResponse({"status": "unready", "reason": "Postgres gave no answer"}, 503)
+        away.insert(0, "postgres")
     except UnusableSetup as unusable:
-        return JSONResponse({"status": "unready", "reason": str(unusable)}, 503)
-    return JSONResponse({"status": "ready"})
+        return show_document({"status": "unready", "reason": str(unusable)}, 503)
+    if len(away) == 2:
+        reason = "neither Postgres nor the feeds' Redis gave an answer"
+        return show_document({"status": "unready", "reason": reason, "away": away}, 503)
+    return show_document({"status": "ready", "away": away} if away else {"status": "ready"})
 
 
 async def openapi(request: Request) -> Response:
     """Return the description of this interface."""
-    return JSONResponse(request.state.openapi)
+    return show_document(request.state.openapi)
+
+
+async def metrics(request: Request) -> Response:
+    """Return what is counted and measured, for Prometheus. It holds nothing of anybody's."""
+    answer = Response(await request.state.scrapes.read(), headers={"content-type": CONTENT_TYPE})
+    answer.raw_headers += GUARDS
+    return answer
+
+
+def show_document(document: Any, status: int = 200) -> Response:
+    """Return an answer of JSON."""
+    answer = JSONResponse(document, status)
+    answer.raw_headers += GUARDS
+    return answer
 
 
 def refuse_with(problem: type[Problem]) -> Any:
     """Return a handler that gives Starlette's own refusals our envelope."""
 
     async def refuse(_request: Request, _error: Exception) -> Response:
-        status, headers, body = show_problem(problem())
+        status, headers, body, _ = show_problem(problem())
         answer = Response(body, status)
         answer.raw_headers = headers
         return answer
@@ -130,7 +155,12 @@ def refuse_with(problem: type[Problem]) -> Any:
 
 
 around = Starlette(
-    routes=[Route("/openapi.json", openapi), Route("/livez", livez), Route("/readyz", readyz)],
+    routes=[
+        Route("/openapi.json", openapi),
+        Route("/livez", livez),
+        Route("/readyz", readyz),
+        Route("/metrics", metrics),
+    ],
     exception_handlers={
         404: refuse_with(NotFound),
         405: refuse_with(MethodNotAllowed),

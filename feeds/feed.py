@@ -4,6 +4,7 @@ import asyncio
 from typing import NamedTuple
 from uuid import UUID
 
+from feeds import tally
 from feeds.cached_feeds import CachedFeeds
 from feeds.cached_page import Found, Miss, Missed, Same
 from feeds.flight import Flights
@@ -44,10 +45,13 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, known: Kno
     known_total = known.total if known and known.epoch == epoch else None
     answer = await feeds.cache.page(org_id, number, place, known_total)
     if isinstance(answer, Same):
+        tally.hits["process"] += 1
         return None
     if isinstance(answer, Found):
+        tally.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
         return Slice(epoch, answer.total, 0, cut(place, answer.total).newest, answer.entries)
+    tally.misses[answer.reason] += 1
     try:
         async with asyncio.timeout(READ_S):
             for _ in range(TRIES):

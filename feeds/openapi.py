@@ -100,10 +100,11 @@ class Health(BaseModel):
 
     status: Literal["alive", "ready", "unready"]
     reason: Annotated[str, Field(default=...)]
+    away: Annotated[list[Literal["postgres", "redis"]], Field(default=..., description="What gives no answer.")]
 
 
 MODELS = (CreditList, Error, Health)
-OPTIONAL = {"CreditEntry": "usage_kind", "Error": "fields", "Health": "reason"}
+OPTIONAL = {"CreditEntry": ["usage_kind"], "Error": ["fields"], "Health": ["reason", "away"]}
 """Members that are left out where they do not apply, and are never null."""
 
 
@@ -113,8 +114,8 @@ def describe(usage_kinds: Sequence[str]) -> Json:
         [(model, "serialization") for model in MODELS], ref_template="#/components/schemas/{model}"
     )
     schemas = definitions["$defs"]
-    for model, member in OPTIONAL.items():
-        schemas[model]["required"].remove(member)
+    for model, members in OPTIONAL.items():
+        schemas[model]["required"] = [name for name in schemas[model]["required"] if name not in members]
     schemas["CreditEntry"]["properties"]["usage_kind"]["enum"] = list(usage_kinds)
     return {
         "openapi": "3.1.0",
@@ -122,7 +123,7 @@ def describe(usage_kinds: Sequence[str]) -> Json:
         "paths": {
             "/credits/usage": {method: describe_usage(method, usage_kinds) for method in ("get", "head")},
             "/livez": {"get": describe_probe("livez", "The process answers")},
-            "/readyz": {"get": describe_probe("readyz", "Postgres answers, with the schema that this program knows")},
+            "/readyz": {"get": describe_probe("readyz", "Pages can be served, from Redis or from Postgres")},
         },
         "components": {
             "schemas": schemas,

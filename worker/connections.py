@@ -14,6 +14,7 @@ from redis import Redis
 from feeds.cache import show as cache_feeds
 from feeds.link import Link
 from feeds.schema import Ledger, UnusableSetup, check_ledger
+from worker import counts
 from worker import streams as event_streams
 from worker.ledger import Posted
 from worker.settings import worker_settings
@@ -54,7 +55,8 @@ def feeds_link() -> Link:
 
 def show(connection: Connection[Any], posted: Posted, repeated: bool) -> None:  # noqa: FBT001
     """Put what was committed into the cached feeds; drop those of a batch that had been posted before."""
-    cache_feeds(feeds_link(), connection, posted.movements, posted.org_ids if repeated else ())
+    shown = cache_feeds(feeds_link(), connection, posted.movements, posted.org_ids if repeated else ())
+    counts.note_shown(shown)
 
 
 @cache

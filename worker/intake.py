@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker import suspects
+from worker import counts, suspects
 from worker.entries import Entry, Refusal, bury
 from worker.events import EventRefused
 from worker.ledger import Posted, post_entries
@@ -96,6 +96,7 @@ def drain(intake: Intake, until: float) -> None:
         if outcome is Outcome.LEFTOVERS:
             sleep(LOOK_AGAIN_S)
     leave(intake, shards)
+    counts.add_pending(intake.streams)
 
 
 def drain_all(intake: Intake) -> None:
@@ -104,6 +105,7 @@ def drain_all(intake: Intake) -> None:
     while waiting := [shard for shard, length in lengths(intake, shards).items() if length]:
         if take_batch(intake, waiting) is not Outcome.POSTED:
             wait(intake, shards, 0.1)
+    counts.add_pending(intake.streams)
 
 
 def usable_shards(intake: Intake) -> list[int]:
@@ -155,7 +157,9 @@ def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
     except BaseException:
         take_back(intake, taken)
         raise
-    intake.posted += sum(len(part.entries) for part in taken)
+    entries = [entry for part in taken for entry in part.entries]
+    counts.note_batch(entries, posted)
+    intake.posted += len(entries)
     intake.buried += len(posted.refusals)
     return Outcome.POSTED
 

@@ -26,19 +26,23 @@ NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55"
 
 @dataclass(slots=True)
 class Posted:
-    """What a batch came to: new movements by organisation, the organisations it named, what was buried."""
+    """What a batch came to: new movements by organisation, the organisations it named, what was buried.
+
+    `splits`: how often it was halved, in search of an event that the database refuses.
+    """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
     org_ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
+    splits: int = 0
 
     def merge(self, other: "Posted") -> "Posted":
-        """Return both, this one first."""
+        """Return both halves of a batch, this one first."""
         movements = defaultdict(list, self.movements)
         for org_id, lines in other.movements.items():
             movements[org_id] = movements[org_id] + lines
         refusals = self.refusals + other.refusals
-        return Posted(dict(movements), self.org_ids | other.org_ids, refusals)
+        return Posted(dict(movements), self.org_ids | other.org_ids, refusals, self.splits + other.splits + 1)
 
 
 def post_entries(
