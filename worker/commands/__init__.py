@@ -19,7 +19,7 @@ COMMANDS = {
     "feed": ("worker.commands.feed", "Show a page of an organisation's movements."),
     "balance": ("worker.commands.feed", "Show what an organisation has left."),
     "grants": ("worker.commands.feed", "Show an organisation's grants."),
-    "verify": ("worker.commands.verify", "Recompute every invariant of the ledger."),
+    "verify": ("worker.commands.verify", "Recompute every invariant, and compare the cached feeds."),
     "rebuild": ("worker.commands.rebuild", "Make every cached feed anew."),
     "drain": ("worker.commands.drain", "Post what waits in the streams, without Celery."),
     "health": ("worker.commands.health", "Show how old the last sign of work is."),
