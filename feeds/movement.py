@@ -9,7 +9,7 @@ from typeid import TypeID
 
 
 class Kind(StrEnum):
-    """Why credits moved, in the order of the database's type and of the feeds' numbers."""
+    """Why credits moved, in the order of the feeds' numbers."""
 
     ALLOT = "allot"
     CONSUME = "consume"
@@ -17,7 +17,13 @@ class Kind(StrEnum):
     EXPIRE = "expire"
     REVOKE = "revoke"
 
+    @property
+    def letter(self) -> str:
+        """Return its first letter: how the ledger keeps it."""
+        return self.value[0]
 
+
+KIND_OF_LETTER = {kind.letter: kind for kind in Kind}
 USAGE_BORNE = frozenset({Kind.CONSUME, Kind.OVERFLOW})
 """The kinds that a usage causes: these alone have a usage kind."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from feeds.movement import Kind, Movement, render
+from feeds.movement import KIND_OF_LETTER, Movement, render
 from feeds.page import Filter, Place, cut, feed_number
 from feeds.postgres import Postgres, PostgresAway, Row
 from feeds.queries import load_queries
@@ -53,7 +53,7 @@ def ask(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Plac
         raise ValueError(feed)
     parameters = {
         "org_id": org_id,
-        "kind": feed.kind.value if feed.kind else None,
+        "kind": feed.kind.letter if feed.kind else None,
         "usage_number": usage_number,
         "element": number + 1,
         "lines": place.limit,
@@ -97,4 +97,4 @@ def gather(place: Place, rows: list[Row]) -> Slice:
 def render_line(line: Row) -> bytes:
     """Return the JSON of one row's line."""
     _, movement_id, kind, credit, usage_kind, usage_ref, created_at = line
-    return render(Movement(movement_id, Kind(kind), credit, usage_kind, usage_ref, created_at, {}))
+    return render(Movement(movement_id, KIND_OF_LETTER[kind], credit, usage_kind, usage_ref, created_at, {}))

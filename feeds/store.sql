@@ -20,7 +20,7 @@ FROM (
 ) AS moment
 LEFT JOIN LATERAL (
     SELECT
-        movements.position AS ordinal, movements.movement_id, movements.kind::text AS kind, movements.credits,
+        movements.position AS ordinal, movements.movement_id, movements.kind, movements.credits,
         movements.usage_number, movements.usage_ref, movements.created_at
     FROM movements
     WHERE movements.org_no = moment.org_no
@@ -49,11 +49,11 @@ FROM (
 ) AS moment
 LEFT JOIN LATERAL (
     SELECT
-        movements.kind_ordinal AS ordinal, movements.movement_id, movements.kind::text AS kind, movements.credits,
+        movements.kind_ordinal AS ordinal, movements.movement_id, movements.kind, movements.credits,
         movements.usage_number, movements.usage_ref, movements.created_at
     FROM movements
     WHERE movements.org_no = moment.org_no
-        AND movements.kind = %(kind)s::movement_kind
+        AND movements.kind = %(kind)s::"char"
         AND movements.kind_ordinal <= moment.newest
         AND movements.kind_ordinal > GREATEST(moment.newest - %(lines)s, %(floor)s)
     ORDER BY movements.kind_ordinal DESC
@@ -79,7 +79,7 @@ FROM (
 ) AS moment
 LEFT JOIN LATERAL (
     SELECT
-        movements.usage_ordinal AS ordinal, movements.movement_id, movements.kind::text AS kind, movements.credits,
+        movements.usage_ordinal AS ordinal, movements.movement_id, movements.kind, movements.credits,
         movements.usage_number, movements.usage_ref, movements.created_at
     FROM movements
     WHERE movements.org_no = moment.org_no
@@ -109,11 +109,11 @@ FROM (
 ) AS moment
 LEFT JOIN LATERAL (
     SELECT
-        movements.kind_usage_ordinal AS ordinal, movements.movement_id, movements.kind::text AS kind, movements.credits,
+        movements.kind_usage_ordinal AS ordinal, movements.movement_id, movements.kind, movements.credits,
         movements.usage_number, movements.usage_ref, movements.created_at
     FROM movements
     WHERE movements.org_no = moment.org_no
-        AND movements.kind = %(kind)s::movement_kind
+        AND movements.kind = %(kind)s::"char"
         AND movements.usage_number = %(usage_number)s
         AND movements.kind_usage_ordinal <= moment.newest
         AND movements.kind_usage_ordinal > GREATEST(moment.newest - %(lines)s, %(floor)s)

@@ -11,6 +11,7 @@ from feeds import cache
 from feeds.link import Link
 from feeds.movement import USAGE_BORNE, Kind, Movement
 from feeds.page import count_feeds, feed_numbers
+from worker.chain import chain, show_draws, start_chain
 
 USAGE_KINDS = ("ai_usage", "tm_usage")
 FIRST_AT = datetime(2026, 6, 1, 10, tzinfo=UTC)
@@ -47,7 +48,9 @@ def seed(connection: psycopg.Connection[Any], org_id: str, lines: Sequence[Line]
     """
     movements = []
     connection.execute("INSERT INTO organisations (org_id) VALUES (%s) ON CONFLICT DO NOTHING", [org_id])
-    [(org_no, counts)] = connection.execute("SELECT org_no, counts FROM organisations WHERE org_id = %s", [org_id])
+    select = "SELECT org_no, counts, last_hash FROM organisations WHERE org_id = %s"
+    [(org_no, counts, last_hash)] = connection.execute(select, [org_id])
+    last_hash = last_hash or start_chain(org_id)
     counts += [0] * (count_feeds(USAGE_KINDS) - len(counts))
     with connection.cursor() as cursor, cursor.copy("COPY movements FROM STDIN") as copy:
         for line in lines:
@@ -57,37 +60,42 @@ def seed(connection: psycopg.Connection[Any], org_id: str, lines: Sequence[Line]
                 counts[number] += 1
             movement = make(line, {number: counts[number] for number in numbers})
             movements.append(movement)
-            copy.write_row(row(org_no, movement, usage_number))
-    connection.execute("UPDATE organisations SET counts = %s WHERE org_no = %s", [counts, org_no])
+            last_hash = chain(last_hash, movement)
+            copy.write_row(row(org_no, movement, usage_number, last_hash))
+    update = "UPDATE organisations SET counts = %s, last_hash = %s WHERE org_no = %s"
+    connection.execute(update, [counts, last_hash, org_no])
     return movements
 
 
 def make(line: Line, ordinals: dict[int, int]) -> Movement:
     """Return the movement that a line is at its place."""
     position = ordinals[0]
+    moved = 100 if line.kind is Kind.ALLOT else -1 - position % 7
     return Movement(
         id=uuid7(),
         kind=line.kind,
-        credits=100 if line.kind is Kind.ALLOT else -1 - position % 7,
+        credits=moved,
         usage_kind=line.usage_kind,
         usage_ref=f"ref_{position}",
         created_at=FIRST_AT + timedelta(seconds=position),
         ordinals=ordinals,
+        draws=((1, -moved),) if line.kind is Kind.CONSUME else (),
     )
 
 
-def row(org_no: int, movement: Movement, usage_number: int | None) -> tuple[Any, ...]:
+def row(org_no: int, movement: Movement, usage_number: int | None, line_hash: bytes) -> tuple[Any, ...]:
     """Return a row of `movements`, its columns in the table's order."""
     ordinals: list[int | None] = list(movement.ordinals.values())
-    draws = "{{1,1}}" if movement.kind is Kind.CONSUME else None
     assert (usage_number is not None) == (movement.kind in USAGE_BORNE)
     facts = (
         movement.credits,
         movement.created_at,
         movement.id,
-        movement.kind.value,
+        org_no,
         usage_number,
+        movement.kind.letter,
         movement.usage_ref,
-        draws,
+        line_hash,
+        show_draws(movement.draws) or None,
     )
-    return (org_no, *ordinals, *[None] * (4 - len(ordinals)), *facts)
+    return (*ordinals, *[None] * (4 - len(ordinals)), *facts)

@@ -23,11 +23,11 @@ FROM (
         lag(position, 1, 0::bigint) OVER by_position + 1 AS next_position,
         lag(created_at) OVER by_position AS last_created_at,
         CASE kind
-            WHEN 'allot' THEN count(*) FILTER (WHERE kind = 'allot') OVER by_position
-            WHEN 'consume' THEN count(*) FILTER (WHERE kind = 'consume') OVER by_position
-            WHEN 'overflow' THEN count(*) FILTER (WHERE kind = 'overflow') OVER by_position
-            WHEN 'expire' THEN count(*) FILTER (WHERE kind = 'expire') OVER by_position
-            WHEN 'revoke' THEN count(*) FILTER (WHERE kind = 'revoke') OVER by_position
+            WHEN 'a' THEN count(*) FILTER (WHERE kind = 'a') OVER by_position
+            WHEN 'c' THEN count(*) FILTER (WHERE kind = 'c') OVER by_position
+            WHEN 'o' THEN count(*) FILTER (WHERE kind = 'o') OVER by_position
+            WHEN 'e' THEN count(*) FILTER (WHERE kind = 'e') OVER by_position
+            WHEN 'r' THEN count(*) FILTER (WHERE kind = 'r') OVER by_position
         END AS next_kind_ordinal
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
@@ -50,8 +50,8 @@ FROM (
         org_no, position, usage_number, usage_ordinal, kind_usage_ordinal,
         row_number() OVER by_position AS next_usage_ordinal,
         CASE kind
-            WHEN 'consume' THEN count(*) FILTER (WHERE kind = 'consume') OVER by_position
-            ELSE count(*) FILTER (WHERE kind <> 'consume') OVER by_position
+            WHEN 'c' THEN count(*) FILTER (WHERE kind = 'c') OVER by_position
+            ELSE count(*) FILTER (WHERE kind <> 'c') OVER by_position
         END AS next_kind_usage_ordinal
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND usage_number IS NOT NULL
@@ -78,57 +78,54 @@ FROM movements AS overflow
 JOIN movements AS consume USING (org_no, usage_ref)
 WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     AND consume.org_no BETWEEN %(first_org)s AND %(last_org)s
-    AND overflow.kind = 'overflow'
-    AND consume.kind = 'consume'
+    AND overflow.kind = 'o'
+    AND consume.kind = 'c'
     AND (overflow.position <> consume.position + 1 OR overflow.usage_number <> consume.usage_number);
 
 -- name: find_wrong_draws
--- The draws of a consume are pairs of a grant and a positive number of credits, and sum to what was consumed.
+-- The draws of a consume sum to what was consumed.
 SELECT
     org_no, 'draws' AS rule, 'position ' || position AS place,
-    format('draws that sum to %%s', -credits) AS expected, draws::text AS found
+    format('draws that sum to %%s', -credits) AS expected, draws AS found
 FROM (
     SELECT
         org_no, position, credits, draws,
-        CASE
-            WHEN array_ndims(draws) IS DISTINCT FROM 2 OR array_length(draws, 2) <> 2 THEN NULL
-            WHEN array_length(draws, 1) = 1 THEN draws[1][2]
-            ELSE (SELECT CASE WHEN min(drawn) > 0 THEN sum(drawn) END FROM unnest(draws[:][2:2]) AS drawn)
+        CASE strpos(draws, ',')
+            WHEN 0 THEN split_part(draws, ':', 2)::numeric
+            ELSE (SELECT sum(split_part(draw, ':', 2)::numeric) FROM string_to_table(draws, ',') AS draw)
         END AS drawn
     FROM movements
-    WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND kind = 'consume'
+    WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND kind = 'c'
 ) AS consumes
-WHERE drawn IS DISTINCT FROM -credits;
+WHERE drawn <> -credits;
 
 -- name: find_wrong_grants
 -- Every grant against its own lines and against the draws from it.
 WITH lines AS (
     SELECT
         org_no, usage_ref AS grant_ref,
-        count(*) FILTER (WHERE kind = 'allot') AS allots,
-        min(position) FILTER (WHERE kind = 'allot') AS allotted_at,
-        COALESCE(sum(credits) FILTER (WHERE kind = 'allot'), 0) AS allotted,
-        COALESCE(-sum(credits) FILTER (WHERE kind = 'expire'), 0) AS expired,
-        COALESCE(-sum(credits) FILTER (WHERE kind = 'revoke'), 0) AS revoked,
-        count(*) FILTER (WHERE kind <> 'allot') AS ends,
-        min(position) FILTER (WHERE kind <> 'allot') AS ended_at
+        count(*) FILTER (WHERE kind = 'a') AS allots,
+        min(position) FILTER (WHERE kind = 'a') AS allotted_at,
+        COALESCE(sum(credits) FILTER (WHERE kind = 'a'), 0) AS allotted,
+        COALESCE(-sum(credits) FILTER (WHERE kind = 'e'), 0) AS expired,
+        COALESCE(-sum(credits) FILTER (WHERE kind = 'r'), 0) AS revoked,
+        count(*) FILTER (WHERE kind <> 'a') AS ends,
+        min(position) FILTER (WHERE kind <> 'a') AS ended_at
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND usage_number IS NULL
     GROUP BY org_no, usage_ref
 ),
 
 draws AS (
-    SELECT org_no, grant_no, sum(drawn) AS drawn, min(position) AS first_at, max(position) AS last_at
+    SELECT
+        org_no, split_part(draw, ':', 1)::bigint AS grant_no, sum(split_part(draw, ':', 2)::bigint) AS drawn,
+        min(position) AS first_at, max(position) AS last_at
     FROM (
-        SELECT org_no, position, draws[1][1] AS grant_no, draws[1][2] AS drawn
+        SELECT org_no, position, string_to_table(draws, ',') AS draw
         FROM movements
-        WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND kind = 'consume'
-        UNION ALL
-        SELECT org_no, position, unnest(draws[2:][1:1]), unnest(draws[2:][2:2])
-        FROM movements
-        WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND kind = 'consume' AND array_length(draws, 1) > 1
+        WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND kind = 'c'
     ) AS single_draws
-    GROUP BY org_no, grant_no
+    GROUP BY 1, 2
 ),
 
 known AS (
@@ -200,9 +197,9 @@ feeds AS (
     CROSS JOIN LATERAL (
         VALUES
             (0),
-            (array_position(enum_range(NULL::movement_kind), kind)),
+            (position(kind::text IN 'acoer')),
             (6 + 3 * usage_number),
-            (7 + 3 * usage_number + (kind = 'overflow')::int)
+            (7 + 3 * usage_number + (kind = 'o')::int)
     ) AS belongs (feed)
     WHERE feed IS NOT NULL
     GROUP BY org_no, feed
@@ -216,7 +213,7 @@ counted AS (
 ),
 
 balances AS (
-    SELECT org_no, sum(credits) FILTER (WHERE kind <> 'overflow') AS credits, max(last_created_at) AS last_created_at
+    SELECT org_no, sum(credits) FILTER (WHERE kind <> 'o') AS credits, max(last_created_at) AS last_created_at
     FROM tallies
     GROUP BY org_no
 ),
@@ -260,6 +257,47 @@ CROSS JOIN LATERAL (
 ) AS checked (rule, broken, expected, found)
 WHERE broken;
 
+-- name: find_broken_chains
+-- Every line's hash against that of the line before it and its own content, as worker/chain.py chains them. The first
+-- of each organisation.
+SELECT DISTINCT ON (org_no)
+    org_no, 'hash' AS rule, 'position ' || position AS place,
+    encode(chained, 'hex') AS expected, encode(hash, 'hex') AS found
+FROM (
+    SELECT
+        org_no, position, hash,
+        sha256(
+            lag(hash, 1, sha256(convert_to(org_id, 'UTF8'))) OVER (PARTITION BY org_no ORDER BY position)
+            || convert_to(
+                concat_ws(
+                    ' ', position, replace(movement_id::text, '-', ''), kind, credits, COALESCE(usage_kind, '-'), usage_ref,
+                    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), COALESCE(draws, '-')
+                ), 'UTF8'
+            )
+        ) AS chained
+    FROM movements
+    JOIN organisations USING (org_no)
+    LEFT JOIN usage_kinds USING (usage_number)
+    WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
+) AS links
+WHERE hash <> chained
+ORDER BY org_no, position;
+
+-- name: find_wrong_last_hashes
+-- The hash that the next line will be chained to is the newest line's.
+SELECT
+    org_no, 'last_hash' AS rule, 'organisation' AS place,
+    COALESCE(encode(newest.hash, 'hex'), 'none') AS expected, COALESCE(encode(last_hash, 'hex'), 'none') AS found
+FROM organisations
+LEFT JOIN LATERAL (
+    SELECT movements.hash
+    FROM movements
+    WHERE movements.org_no = organisations.org_no
+    ORDER BY movements.position DESC
+    LIMIT 1
+) AS newest ON true
+WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND newest.hash IS DISTINCT FROM last_hash;
+
 -- name: find_wrong_offsets
 -- One row for every shard, or nobody posts it.
 SELECT NULL::bigint AS org_no, 'stream_offsets' AS rule, 'shard ' || shard AS place, expected, found
@@ -274,3 +312,11 @@ SELECT org_no, org_id FROM organisations WHERE org_no = ANY(%(org_nos)s);
 -- name: number_organisation
 -- The number of one organisation.
 SELECT org_no FROM organisations WHERE org_id = %(org_id)s;
+
+-- name: read_newest_line
+-- Where one organisation's chain ends; no row before its first line.
+SELECT counts[1], encode(last_hash, 'hex') FROM organisations WHERE org_no = %(org_no)s AND last_hash IS NOT NULL;
+
+-- name: read_hash
+-- The hash of one line.
+SELECT encode(hash, 'hex') FROM movements WHERE org_no = %(org_no)s AND position = %(position)s;

@@ -1,7 +1,7 @@
 """How is a batch of entries posted, once and whole?"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -14,12 +14,15 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
+from worker.chain import chain, show_draws, start_chain
 from worker.entries import Entry, Refusal, bury
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
 from worker.posting import Grant, Organisation, Terms, post
 
 SQL = load_queries(__file__)
 
+BLANK = "\\N"
+"""COPY's NULL."""
 NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
 """Classes of SQLSTATE that speak of the server, the connection or our set-up: retried, never buried."""
 
@@ -134,10 +137,10 @@ def lock(
         buried[stream, entry_id].add(digest)
     feeds = count_feeds(tuple(ledger.usage_numbers))
     org_nos, organisations = {}, {}
-    for org_id, org_no, known_counts, grant_count, last_created_at in locked:
+    for org_id, org_no, known_counts, *state in locked:
         org_nos[org_id] = org_no
         counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
-        organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at)
+        organisations[org_id] = Organisation(org_id, counts, *state)
     return buried, org_nos, organisations
 
 
@@ -186,11 +189,7 @@ def write(
 ) -> None:
     """Write the new lines, the grants that changed and the organisations' counts."""
     moved = [organisation for organisation in organisations.values() if organisation.movements]
-    lines = [
-        show_line(org_nos[organisation.org_id], movement, ledger)
-        for organisation in moved
-        for movement in organisation.movements
-    ]
+    lines = [line for organisation in moved for line in show_lines(org_nos[organisation.org_id], organisation, ledger)]
     if lines:
         with connection.cursor() as cursor, cursor.copy(SQL["copy_movements"]) as copy:
             copy.write("".join(lines))
@@ -211,19 +210,27 @@ def write(
             connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
 
 
-def show_line(org_no: int, movement: Movement, ledger: Ledger) -> str:
-    """Return a movement as COPY takes it. No value holds a character that COPY would escape."""
+def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[str]:
+    """Chain the organisation's new lines to those before them, and yield each as COPY takes it."""
+    last_hash = organisation.last_hash or start_chain(organisation.org_id)
+    for movement in organisation.movements:
+        last_hash = chain(last_hash, movement)
+        yield show_line(org_no, movement, ledger, last_hash)
+    organisation.last_hash = last_hash
+
+
+def show_line(org_no: int, movement: Movement, ledger: Ledger, line_hash: bytes) -> str:
+    """Return a movement as COPY takes it. No value but the hash holds a character that COPY would escape."""
     position, kind_ordinal, *usage_ordinals = movement.ordinals.values()
     if movement.usage_kind is None:
-        usage_ordinal, kind_usage_ordinal, usage_number = "\\N", "\\N", "\\N"
+        usage_ordinal, kind_usage_ordinal, usage_number = BLANK, BLANK, BLANK
     else:
         usage_ordinal, kind_usage_ordinal = map(str, usage_ordinals)
         usage_number = str(ledger.usage_numbers[movement.usage_kind])
-    draws = ",".join([f"{{{grant_no},{drawn}}}" for grant_no, drawn in movement.draws])
     return (
-        f"{org_no}\t{position}\t{kind_ordinal}\t{usage_ordinal}\t{kind_usage_ordinal}\t{movement.credits}\t"
-        f"{movement.created_at.isoformat()}\t{movement.id.hex}\t{movement.kind.value}\t{usage_number}\t"
-        f"{movement.usage_ref}\t" + (f"{{{draws}}}\n" if draws else "\\N\n")
+        f"{position}\t{kind_ordinal}\t{usage_ordinal}\t{kind_usage_ordinal}\t{movement.credits}\t"
+        f"{movement.created_at.isoformat()}\t{movement.id.hex}\t{org_no}\t{usage_number}\t{movement.kind.letter}\t"
+        f"{movement.usage_ref}\t\\\\x{line_hash.hex()}\t{show_draws(movement.draws) or BLANK}\n"
     )
 
 
@@ -244,4 +251,5 @@ def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organ
         "counts": [f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations],
         "grant_counts": [organisation.grant_count for organisation in organisations],
         "last_created_ats": [organisation.last_created_at for organisation in organisations],
+        "last_hashes": [organisation.last_hash for organisation in organisations],
     }

@@ -26,7 +26,7 @@ ON CONFLICT (org_id) DO NOTHING;
 
 -- name: lock_organisations
 -- The organisations' rows, locked in sorted order.
-SELECT org_id, org_no, counts, grants, last_created_at
+SELECT org_id, org_no, counts, grants, last_created_at, last_hash
 FROM organisations
 WHERE org_id = ANY(%(org_ids)s)
 ORDER BY org_id
@@ -51,7 +51,11 @@ WHERE NOT g.open;
 -- What is known of the usages that the batch names: a usage is the sum of its lines.
 SELECT m.org_no, m.usage_ref, m.usage_number, (-sum(m.credits))::bigint
 FROM unnest(%(ref_org_nos)s::bigint[], %(usage_refs)s::text[]) AS r (org_no, usage_ref)
-JOIN movements AS m ON m.org_no = r.org_no AND m.usage_ref = r.usage_ref AND m.usage_number IS NOT NULL
+JOIN movements AS m 
+    ON m.org_no = r.org_no
+    AND ref_digest(m.usage_ref) = ref_digest(r.usage_ref)
+    AND m.usage_ref = r.usage_ref
+    AND m.usage_number IS NOT NULL
 GROUP BY m.org_no, m.usage_ref, m.usage_number;
 
 -- name: read_clock
@@ -59,10 +63,10 @@ GROUP BY m.org_no, m.usage_ref, m.usage_number;
 SELECT clock_timestamp();
 
 -- name: copy_movements
--- New lines; a draw is a pair (grant_no, credits).
+-- New lines, each chained to the one before it.
 COPY movements (
-    org_no, position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
-    movement_id, kind, usage_number, usage_ref, draws
+    position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
+    movement_id, org_no, usage_number, kind, usage_ref, hash, draws
 ) FROM STDIN;
 
 -- name: write_grants
@@ -88,10 +92,11 @@ ON CONFLICT (org_no, grant_no) DO UPDATE SET
     revoke_reason = excluded.revoke_reason;
 
 -- name: write_organisations
--- The counts that the new lines have moved.
+-- The counts and the hash that the new lines have moved.
 UPDATE organisations AS o
-SET counts = n.counts::bigint[], grants = n.grants, last_created_at = n.last_created_at
+SET counts = n.counts::bigint[], grants = n.grants, last_created_at = n.last_created_at, last_hash = n.last_hash
 FROM unnest(
-    %(org_nos)s::bigint[], %(counts)s::text[], %(grant_counts)s::bigint[], %(last_created_ats)s::timestamptz[]
-) AS n (org_no, counts, grants, last_created_at)
+    %(org_nos)s::bigint[], %(counts)s::text[], %(grant_counts)s::bigint[], %(last_created_ats)s::timestamptz[],
+    %(last_hashes)s::bytea[]
+) AS n (org_no, counts, grants, last_created_at, last_hash)
 WHERE o.org_no = n.org_no;

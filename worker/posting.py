@@ -74,13 +74,15 @@ class Organisation:
     """An organisation's state under its row lock, and what this batch adds to it.
 
     `grants` holds the open ones and those that the batch names; `usages` maps a known usage ref to
-    its kind and credits; `counts` are numbered by feed. `movements` and `changed_grants` are new.
+    its kind and credits; `counts` are numbered by feed; `last_hash` is the newest line's. `movements`
+    and `changed_grants` are new.
     """
 
     org_id: str
     counts: list[int]
     grant_count: int = 0
     last_created_at: datetime = ALWAYS
+    last_hash: bytes | None = None
     grants: dict[str, Grant] = field(default_factory=dict)
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)

@@ -80,7 +80,7 @@ def used(connection):
     return dict(
         connection.execute(
             "SELECT org_id, -sum(credits)::bigint FROM movements JOIN organisations USING (org_no)"
-            " WHERE kind IN ('consume', 'overflow') GROUP BY org_id"
+            " WHERE kind IN ('c', 'o') GROUP BY org_id"
         ).fetchall()
     )
 

@@ -6,6 +6,7 @@ from itertools import count
 import psycopg
 import pytest
 
+from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
 from worker.entries import Entry
@@ -44,6 +45,10 @@ def post_all(connection, *events, grace_s=0, again=False):
         return post_entries(connection, ledger, [entry(event) for event in events], again=again)
 
 
+def pairs(draws):
+    return [tuple(map(int, draw.split(":"))) for draw in draws.split(",")]
+
+
 def lines(connection, org_id, after=0):
     refs = dict(
         connection.execute(
@@ -56,8 +61,8 @@ def lines(connection, org_id, after=0):
         [org_id, after],
     )
     return [
-        {"kind": kind, "credits": moved, "usage_kind": usage_kind, "usage_ref": ref}
-        | ({"draws": [[refs[number], drawn] for number, drawn in draws]} if draws else {})
+        {"kind": KIND_OF_LETTER[kind].value, "credits": moved, "usage_kind": usage_kind, "usage_ref": ref}
+        | ({"draws": [[refs[number], drawn] for number, drawn in pairs(draws)]} if draws else {})
         for kind, moved, usage_kind, ref, draws in rows
     ]
 

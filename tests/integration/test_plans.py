@@ -34,6 +34,7 @@ PARAMETERS = {
         "counts": ["{1}"] * 500,
         "grant_counts": [1] * 500,
         "last_created_ats": [None] * 500,
+        "last_hashes": [None] * 500,
     },
 }
 

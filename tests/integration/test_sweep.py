@@ -5,6 +5,7 @@ import json
 import psycopg
 import pytest
 
+from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from worker import sweep as sweeping
 from worker.intake import Intake, drain_all
@@ -64,7 +65,9 @@ def waiting(streams):
 
 
 def kinds(connection):
-    return [kind for (kind,) in connection.execute("SELECT kind FROM movements ORDER BY org_no, position")]
+    return [
+        KIND_OF_LETTER[kind] for (kind,) in connection.execute("SELECT kind FROM movements ORDER BY org_no, position")
+    ]
 
 
 def test_nothing_waits_and_nothing_is_due_so_nobody_is_woken(swept):

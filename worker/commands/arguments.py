@@ -38,4 +38,5 @@ class Matching(click.ParamType[str]):
 
 INSTANT = Instant()
 ORG = Matching("org", "[A-Za-z0-9_.:-]{1,64}")
+HASH = Matching("hash", "[0-9a-fA-F]{64}")
 USER = Matching("user", "[A-Za-z0-9_.:@+-]{1,128}")

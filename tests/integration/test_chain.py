@@ -1,0 +1,197 @@
+"""Each organisation's lines form a chain, which shows whatever is changed after it was written."""
+
+import json
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from feeds.movement import Kind, Movement
+from tests.integration.test_verify import HISTORY, post
+from tests.seed import MIXED, seed
+from worker.__main__ import cli
+from worker.audit import Line, audit_ledger
+from worker.chain import chain, content, start_chain
+
+
+@pytest.fixture
+def connection(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for org_id in ("org_a", "org_b"):
+            post(connection, org_id, HISTORY)
+        yield connection
+
+
+def rules(audit):
+    return {finding.rule for finding in audit.findings}
+
+
+def rewrite(connection, *statements):
+    """Change the ledger as its owner can, against all guards."""
+    connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
+    for statement in statements:
+        connection.execute(statement)
+    connection.execute("ALTER TABLE movements ENABLE TRIGGER movements_are_final")
+
+
+LINE = Movement(
+    id=UUID("018f0000-0000-7000-8000-000000000001"),
+    kind=Kind.CONSUME,
+    credits=-10,
+    usage_kind="ai_usage",
+    usage_ref="u1",
+    created_at=datetime(2026, 6, 1, 12, tzinfo=timezone(timedelta(hours=2))),
+    ordinals={0: 7, 2: 3, 6: 3, 7: 3},
+    draws=((1, 4), (2, 6)),
+)
+
+
+def test_what_is_hashed_is_what_the_docstring_says():
+    assert content(LINE) == (
+        b"7 018f0000000070008000000000000001 c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6"
+    )
+    allot = LINE._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=())
+    assert content(allot) == b"7 018f0000000070008000000000000001 a 10 - u1 2026-06-01T10:00:00.000000Z -"
+    assert chain(start_chain("org_a"), LINE) == sha256(sha256(b"org_a").digest() + content(LINE)).digest()
+
+
+def test_the_chain_can_be_walked_line_by_line_with_nothing_but_sha256(connection):
+    rows = connection.execute(
+        "SELECT concat_ws(' ', position, replace(movement_id::text, '-', ''), kind, credits, COALESCE(usage_kind, '-'),"
+        " usage_ref, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), COALESCE(draws, '-')),"
+        " hash FROM movements JOIN organisations USING (org_no) LEFT JOIN usage_kinds USING (usage_number)"
+        " WHERE org_id = 'org_a' ORDER BY position"
+    ).fetchall()
+    walked = sha256(b"org_a").digest()
+    for line, stored in rows:
+        walked = sha256(walked + line.encode()).digest()
+        assert stored == walked
+    assert len(rows) == 15
+    assert audit_ledger(connection, "org_a").newest == Line(15, walked.hex())
+
+
+def test_two_organisations_with_the_same_lines_have_different_chains(connection):
+    assert audit_ledger(connection, "org_a").newest.hash != audit_ledger(connection, "org_b").newest.hash
+
+
+def test_the_chain_goes_on_over_batches_and_a_repeat_adds_no_link(connection):
+    before = audit_ledger(connection, "org_a").newest
+    post(connection, "org_a", HISTORY, first=100)
+    assert audit_ledger(connection, "org_a").newest == before
+
+    post(
+        connection, "org_a", [{"type": "usage", "usage_ref": "u99", "usage_kind": "ai_usage", "credits": 1}], first=200
+    )
+    audit = audit_ledger(connection, "org_a", before)
+    assert (audit.findings, audit.newest.position) == ([], 16)
+
+
+def test_seeded_lines_are_chained_as_posted_ones_are(connection):
+    seed(connection, "org_seeded", MIXED)
+    assert not rules(audit_ledger(connection, "org_seeded")) & {"hash", "last_hash"}
+
+
+CHANGES = {
+    "position": "position = position + 100",
+    "id": "movement_id = gen_random_uuid()",
+    "kind": "kind = 'o', draws = NULL",
+    "credits": "credits = credits - 1",
+    "usage kind": "usage_number = 1 - usage_number, usage_ordinal = 99, kind_usage_ordinal = 99",
+    "ref": "usage_ref = 'moved'",
+    "time": "created_at = created_at + interval '1 microsecond'",
+    "draws": "draws = regexp_replace(draws, '^[0-9]+', '9')",
+    "hash": "hash = sha256(hash)",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_any_part_of_a_line_breaks_the_chain(connection, change):
+    rewrite(
+        connection,
+        "DROP INDEX movements_by_kind, movements_by_kind_and_usage_kind",
+        f"UPDATE movements SET {change} WHERE usage_ref = 'u3'"
+        " AND org_no = (SELECT org_no FROM organisations WHERE org_id = 'org_a')",
+    )
+    assert "hash" in rules(audit_ledger(connection, "org_a"))
+    assert audit_ledger(connection, "org_b").findings == []
+
+
+def test_a_line_that_was_taken_out_breaks_the_chain(connection):
+    rewrite(connection, "DELETE FROM movements WHERE usage_ref = 'u3'")
+    assert "hash" in rules(audit_ledger(connection, "org_a"))
+
+
+def test_the_newest_line_taken_away_is_seen_by_the_organisations_own_hash(connection):
+    rewrite(connection, "DELETE FROM movements WHERE position = 15")
+    assert "last_hash" in rules(audit_ledger(connection, "org_a"))
+
+
+def test_a_history_rewritten_whole_is_betrayed_by_a_line_that_was_noted(connection):
+    early, newest = (audit_ledger(connection, "org_a").newest for _ in range(2))
+    [(second,)] = connection.execute(
+        "SELECT encode(hash, 'hex') FROM movements JOIN organisations USING (org_no)"
+        " WHERE org_id = 'org_a' AND position = 2"
+    )
+    rewrite_all_from(connection, "org_a", 3)
+
+    assert audit_ledger(connection, "org_a").findings == []
+    assert audit_ledger(connection, "org_a", Line(2, second)).findings == []
+    [finding] = audit_ledger(connection, "org_a", newest).findings
+    assert finding[:4] == ("org_a", "noted_hash", "position 15", newest.hash)
+    [finding] = audit_ledger(connection, "org_a", Line(99, early.hash)).findings
+    assert finding.found == "no such line"
+
+
+def rewrite_all_from(connection, org_id, position):
+    """Give every line from here on another id and make all hashes anew, as a careful forger would."""
+    [(org_no,)] = connection.execute("SELECT org_no FROM organisations WHERE org_id = %s", [org_id])
+    rewrite(
+        connection,
+        f"UPDATE movements SET movement_id = gen_random_uuid() WHERE org_no = {org_no} AND position >= {position}",
+        f"""DO $$
+        DECLARE previous bytea; line record;
+        BEGIN
+            FOR line IN SELECT * FROM movements LEFT JOIN usage_kinds USING (usage_number)
+                WHERE org_no = {org_no} ORDER BY position
+            LOOP
+                previous := sha256(COALESCE(previous, sha256('{org_id}'::bytea)) || convert_to(concat_ws(
+                    ' ', line.position, replace(line.movement_id::text, '-', ''), line.kind, line.credits,
+                    COALESCE(line.usage_kind, '-'), line.usage_ref,
+                    to_char(line.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                    COALESCE(line.draws, '-')), 'UTF8'));
+                UPDATE movements SET hash = previous WHERE org_no = {org_no} AND position = line.position;
+            END LOOP;
+            UPDATE organisations SET last_hash = previous WHERE org_no = {org_no};
+        END $$""",
+    )
+
+
+def verify(*arguments):
+    return CliRunner().invoke(cli, ["verify", *arguments], prog_name="usage-feeds")
+
+
+def test_verify_shows_what_to_note_and_takes_it_back(environment, connection):
+    shown = json.loads(verify("org_a", "--json").output)["newest"]
+    assert shown["position"] == 15
+    assert f"newest line: position 15, hash {shown['hash']}" in verify("org_a").output
+
+    noted = ("org_a", "--from", "15", "--hash")
+    assert verify(*noted, shown["hash"].upper()).exit_code == 0
+    assert verify(*noted, "0" * 64).exit_code == 1
+    assert verify("org_b", "--from", "15", "--hash", shown["hash"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--from", "1", "--hash", "0" * 64), ("org_a", "--from", "1"), ("org_a", "--hash", "0" * 64),
+     ("org_a", "--from", "0", "--hash", "0" * 64), ("org_a", "--from", "1", "--hash", "0")],
+)  # fmt: skip
+def test_half_a_note_is_wrong_usage(environment, arguments):
+    assert verify(*arguments).exit_code == 2
+
+
+def test_an_audit_of_all_names_no_newest_line(connection):
+    assert audit_ledger(connection).newest is None
