@@ -7,6 +7,8 @@ scraped at, and come and go. A killed process takes a second's counts with it: t
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -17,6 +19,9 @@ from worker.ledger import Posted
 
 COUNTS = "events:counts"
 TYPE = re.compile(rb'"type"\s*:\s*"(usage|grant|revoke|settle)"')
+
+VERIFIED = "events:verified"
+"""When `verify` last went through the whole ledger, in seconds of Redis's clock, and how many differences it found."""
 
 pending = Counter[str]()
 """What is not yet in Redis: a metric's name and the values of its labels, with blanks between."""
@@ -61,6 +66,13 @@ def add_pending(streams: Redis) -> None:
     except RedisError:
         return
     pending.clear()
+
+
+def note_verified(streams: Redis, differences: int) -> None:
+    """Note that the whole ledger was verified, for the alert on it; a Redis that has no room is let be."""
+    with suppress(RedisError):
+        clock: Any = streams.time()
+        streams.hset(VERIFIED, mapping={"at": clock[0], "differences": differences})
 
 
 def read_counts(fields: Mapping[bytes, bytes]) -> dict[str, dict[tuple[str, ...], int]]:

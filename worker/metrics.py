@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from feeds.metrics import Memory, show_redis
 from feeds.queries import load_queries
-from worker.counts import COUNTS, read_counts
+from worker.counts import COUNTS, VERIFIED, read_counts
 from worker.events import EventRefused
 from worker.settings import worker_settings
 from worker.streams import connect, stream_of
@@ -82,17 +82,20 @@ def measure_streams() -> Iterator[Metric]:
             pipeline.get(SWEPT)
             pipeline.info("memory")
             pipeline.hgetall(COUNTS)
+            pipeline.hgetall(VERIFIED)
             for shard in shards:
                 pipeline.xlen(stream_of(shard))
                 pipeline.xrange(stream_of(shard), count=1)
-            clock, swept, memory, counted, *found = pipeline.execute(raise_on_error=False)
+            clock, swept, memory, counted, verified, *found = pipeline.execute(raise_on_error=False)
     except (RedisError, ValueError):  # ValueError: an address that cannot be read
         yield from show_redis("streams", None)
         return
     told = memory if isinstance(memory, dict) else {}
     yield from show_redis("streams", Memory(told.get("used_memory", 0), told.get("maxmemory", 0)))
     if isinstance(clock, tuple):
-        yield from show_streams(clock[0] + clock[1] / 1e6, swept, found)
+        now = clock[0] + clock[1] / 1e6
+        yield from show_streams(now, swept, found)
+        yield from show_verified(now, verified if isinstance(verified, dict) else {})
     yield from show_counts(counted if isinstance(counted, dict) else {})
 
 
@@ -113,6 +116,16 @@ def show_streams(now: float, swept: object, found: list[Any]) -> Iterator[Metric
     if isinstance(swept, bytes):
         sweep.add_metric([], max(0.0, now - float(swept)))
     yield sweep
+
+
+def show_verified(now: float, fields: dict[bytes, bytes]) -> Iterator[Metric]:
+    """Yield when the whole ledger was last verified, and what was found."""
+    age = gauge("last_verify_age_seconds", "How long ago `verify` last went through the whole ledger")
+    differences = gauge("last_verify_differences", "How many differences it found")
+    if fields:
+        age.add_metric([], max(0.0, now - int(fields[b"at"])))
+        differences.add_metric([], int(fields[b"differences"]))
+    yield from (age, differences)
 
 
 def show_counts(fields: dict[bytes, bytes]) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from worker.audit import Audit, UnknownOrganisation, audit_ledger, audit_streams
 from worker.commands import Failed
 from worker.commands.output import count, json_option, show_document, show_rows
 from worker.commands.servers import open_ledger, open_streams, place_of_redis, require_redis
+from worker.counts import note_verified
 from worker.feed_audit import FeedAudit, audit_feeds
 from worker.settings import worker_settings
 
@@ -35,8 +36,10 @@ def verify(*, org: str | None, as_json: bool) -> None:
             raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.") from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
         compared = compare_feeds(connection, ledger, org)
-    if compared is not None:
-        audit.findings.extend(compared.findings)
+        if compared is not None:
+            audit.findings.extend(compared.findings)
+        if org is None:
+            note_verified(redis, len(audit.findings))
     cached_feeds = None if compared is None else compared.cached_feeds
     if as_json:
         facts = audit._asdict() | {"cached_feeds": cached_feeds}
