@@ -51,7 +51,7 @@ WHERE NOT g.open;
 -- What is known of the usages that the batch names: a usage is the sum of its lines.
 SELECT m.org_no, m.usage_ref, m.usage_number, (-sum(m.credits))::bigint
 FROM unnest(%(ref_org_nos)s::bigint[], %(usage_refs)s::text[]) AS r (org_no, usage_ref)
-JOIN movements AS m 
+JOIN movements AS m
     ON m.org_no = r.org_no
     AND ref_digest(m.usage_ref) = ref_digest(r.usage_ref)
     AND m.usage_ref = r.usage_ref

@@ -10,8 +10,9 @@ from psycopg import Connection
 from feeds.cached_page import FeedsAway
 from feeds.link import Link
 from feeds.schema import Ledger
-from worker.audit import Audit, UnknownOrganisation, audit_ledger, audit_streams
+from worker.audit import Audit, Line, UnknownOrganisation, audit_ledger, audit_streams
 from worker.commands import Failed
+from worker.commands.arguments import HASH
 from worker.commands.output import count, json_option, show_document, show_rows
 from worker.commands.servers import open_ledger, open_streams, place_of_redis, require_redis
 from worker.counts import note_verified
@@ -21,17 +22,22 @@ from worker.settings import worker_settings
 
 @click.command()
 @click.argument("org", required=False)
+@click.option("--from", "position", type=click.IntRange(min=1), help="A line of ORG whose hash was noted earlier.")
+@click.option("--hash", "noted_hash", type=HASH, help="Its hash: proves that nothing up to that line has changed.")
 @json_option
-def verify(*, org: str | None, as_json: bool) -> None:
+def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_json: bool) -> None:
     """Recompute every invariant of the ledger, of ORG or of all organisations, and compare the cached feeds.
 
     Exit 1 on any difference. Exact under load: the ledger is read at one moment, and a cached feed that lags
     has 10 seconds to catch up. Nothing is locked or changed. Where the feeds' Redis cannot be used it
     serves nothing: that is said on standard error, and the rest decides.
+
+    With ORG, its newest line and that line's hash are shown: keep them where nobody can change them.
     """
+    noted = read_noted(org, position, noted_hash)
     with open_ledger() as (connection, ledger), open_streams() as redis:
         try:
-            audit = audit_ledger(connection, org)
+            audit = audit_ledger(connection, org, noted)
         except UnknownOrganisation:
             raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.") from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
@@ -42,12 +48,22 @@ def verify(*, org: str | None, as_json: bool) -> None:
             note_verified(redis, len(audit.findings))
     cached_feeds = None if compared is None else compared.cached_feeds
     if as_json:
-        facts = audit._asdict() | {"cached_feeds": cached_feeds}
+        newest = audit.newest and audit.newest._asdict()
+        facts = audit._asdict() | {"newest": newest, "cached_feeds": cached_feeds}
         show_document(facts | {"findings": [finding._asdict() for finding in audit.findings]})
     else:
         show(audit, cached_feeds)
     if audit.findings:
         sys.exit(1)
+
+
+def read_noted(org: str | None, position: int | None, noted_hash: str | None) -> Line | None:
+    """Return the line that was noted, if one is named."""
+    if position is None and noted_hash is None:
+        return None
+    if org is None or position is None or noted_hash is None:
+        raise click.UsageError("--from POSITION and --hash HASH go together, and with ORG.")
+    return Line(position, noted_hash.lower())
 
 
 def compare_feeds(connection: Connection[Any], ledger: Ledger, org: str | None) -> FeedAudit | None:
@@ -75,3 +91,5 @@ def show(audit: Audit, cached_feeds: int | None) -> None:
     click.echo(
         f"{', '.join(checked)}: {count(len(audit.findings), 'difference') if audit.findings else 'no difference'}."
     )
+    if audit.newest:
+        click.echo(f"newest line: position {audit.newest.position}, hash {audit.newest.hash}")
