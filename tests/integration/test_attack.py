@@ -1,0 +1,57 @@
+"""Who tries keys learns nothing, neither by what is answered nor by the work that it takes."""
+
+from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
+
+import pytest
+
+from feeds.keys import create_key, new_secret, revoke_key
+from feeds.postgres import Postgres
+from feeds.wire import Wire
+from tests.integration.endpoint_asks import PATH, headers_of
+
+
+@pytest.fixture
+def work():
+    """Give the list of round trips: to Postgres by their statement, to Redis by their bytes, without the own looks."""
+    seen, fetch, flush = [], Postgres.fetch, Wire.flush
+
+    async def watched_fetch(postgres, query, parameters):
+        if b"epoch" not in query and b"SET last_used_at" not in query:
+            seen.append((query, tuple(parameters)))
+        return await fetch(postgres, query, parameters)
+
+    def watched_flush(wire):
+        if b"INFO" not in b"".join(wire.unsent):
+            seen.append(b"".join(wire.unsent))
+        flush(wire)
+
+    with patch.object(Postgres, "fetch", watched_fetch), patch.object(Wire, "flush", watched_flush):
+        yield seen
+
+
+@pytest.mark.parametrize("named", [{}, {"X-Org-ID": "org_a"}, {"X-Org-ID": "org_b"}])
+def test_unknown_revoked_and_expired_keys_get_the_same_answer_for_the_same_work(client, seeded, work, named):
+    key, revoked = create_key(seeded, org_id="org_a", rate=1)
+    revoke_key(seeded, key.key_id)
+    _, expired = create_key(seeded, org_id="org_a", expires_at=datetime.now(UTC) - timedelta(hours=1))
+    outcomes = []
+    for secret in (new_secret(), revoked, expired):
+        work.clear()
+        answers = [client.get(PATH, headers=headers_of(secret, **named)) for _ in range(3)]
+        outcomes.append(([(answer.status_code, answer.headers, answer.content) for answer in answers], list(work)))
+
+    (answers, trips), *others = outcomes
+    assert len(trips) == 1  # one question to Postgres; then the answer is remembered for a second
+    assert answers[0][0] == 401
+    assert answers == [answers[0]] * 3
+    assert others == [(answers, trips)] * 2
+
+
+def test_what_cannot_be_a_key_is_refused_without_any_work(client, seeded, work):
+    _, secret = create_key(seeded, org_id="org_a")
+    mistyped = secret[:-1] + ("a" if secret[-1] != "a" else "b")
+    for nonsense in (mistyped, "x", secret + "x", "ufk_" + "é" * 36, "'; DROP TABLE api_keys; --"):
+        answer = client.get(PATH, headers={b"Authorization": b"Bearer " + nonsense.encode()})
+        assert answer.status_code == 401
+    assert work == []
