@@ -126,12 +126,15 @@ def lock(
 
     Returns which entries were buried before, the organisations' numbers, and their state so far.
     """
-    sources = {"streams": [entry.stream for entry in entries], "entry_ids": [entry.entry_id for entry in entries]}
+    sources = {
+        "streams": show_array(entry.stream for entry in entries),
+        "entry_ids": show_array(entry.entry_id for entry in entries),
+    }
     with connection.pipeline():
         connection.execute(SQL["bound_work"])
         found = connection.execute(SQL["find_buried"], sources)
-        connection.execute(SQL["insert_organisations"], {"org_ids": org_ids})
-        locked = connection.execute(SQL["lock_organisations"], {"org_ids": org_ids})
+        connection.execute(SQL["insert_organisations"], {"org_ids": show_array(org_ids)})
+        locked = connection.execute(SQL["lock_organisations"], {"org_ids": show_array(org_ids)})
     buried = defaultdict(set)
     for stream, entry_id, digest in found:
         buried[stream, entry_id].add(digest)
@@ -161,7 +164,8 @@ def read(
     ]
     with connection.pipeline():
         found_grants = connection.execute(
-            SQL["read_grants"], {"org_nos": list(org_nos.values()), **columns(grants, "ref_org_nos", "grant_refs")}
+            SQL["read_grants"],
+            {"org_nos": show_array(org_nos.values()), **columns(grants, "ref_org_nos", "grant_refs")},
         )
         found_usages = connection.execute(SQL["read_usages"], columns(usages, "ref_org_nos", "usage_refs"))
         clock = connection.execute(SQL["read_clock"])
@@ -175,10 +179,19 @@ def read(
     return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7)
 
 
-def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, list[object]]:
+def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, str]:
     """Turn rows into named columns, for unnest."""
     table = list(rows)
-    return {name: [row[index] for row in table] for index, name in enumerate(names)}
+    return {name: show_array(row[index] for row in table) for index, name in enumerate(names)}
+
+
+def show_array(values: Iterable[object]) -> str:
+    """Return an array as Postgres reads it, of ids and refs: none is null or holds a character to escape.
+
+    A tenth of a posting's time: psycopg looks into every element for what it would have to quote.
+    """
+    quoted = '","'.join(map(str, values))
+    return f'{{"{quoted}"}}' if quoted else "{}"
 
 
 def write(

@@ -28,7 +28,7 @@ ON CONFLICT (org_id) DO NOTHING;
 -- The organisations' rows, locked in sorted order.
 SELECT org_id, org_no, counts, grants, last_created_at, last_hash
 FROM organisations
-WHERE org_id = ANY(%(org_ids)s)
+WHERE org_id = ANY(%(org_ids)s::text[])
 ORDER BY org_id
 FOR UPDATE;
 
@@ -38,7 +38,7 @@ SELECT
     org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
     remaining, drawn, expired, revoked, allot_position, open, revoke_reason
 FROM grants
-WHERE org_no = ANY(%(org_nos)s) AND open
+WHERE org_no = ANY(%(org_nos)s::bigint[]) AND open
 UNION ALL
 SELECT
     g.org_no, g.grant_no, g.grant_ref, g.credits, g.source, g.priority, g.effective_at, g.expires_at,
