@@ -39,10 +39,12 @@ app.conf.beat_schedule = {
     }
 }
 app.conf.beat_max_loop_interval = SWEEP_EVERY_S
+NO_RETRY: dict[str, Any] = {"retry_on_worker_lost": False, "reject_on_worker_lost": False}
+"""For drains and sweeps: whatever happens to one, the next second's does its work."""
 AWAY = (psycopg.Error, RedisError, OperationalError)
 
 
-@app.task(name="events.drain", ignore_result=True)
+@app.task(name="events.drain", ignore_result=True, **NO_RETRY)
 def drain() -> None:
     """Post what waits in the streams, and show it, for about a second.
 
@@ -57,7 +59,7 @@ def drain() -> None:
         log.warning("A drain ended early, nothing is lost: %s", first_line(error))
 
 
-@app.task(name="events.sweep", ignore_result=True)
+@app.task(name="events.sweep", ignore_result=True, **NO_RETRY)
 def sweep() -> None:
     """Wake drains where events wait, and send for the grants whose start or end has come."""
     try:
@@ -67,7 +69,15 @@ def sweep() -> None:
         log.warning("A sweep ended early, the next comes in a second: %s", first_line(error))
 
 
-@app.task(name="events.post", bind=True, typing=False, ignore_result=True)
+@app.task(
+    name="events.post",
+    bind=True,
+    typing=False,
+    ignore_result=True,
+    Request="worker.poison:KeepingRequest",
+    max_retries=5,
+    default_retry_delay=1,  # Celery's own is three minutes
+)
 def post(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
     """Add a list of events to the streams, in its order, and wake a drain.
 

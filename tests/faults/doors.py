@@ -6,6 +6,7 @@ Each sender is a thread. What was not answered is sent again, which is all that 
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from kombu.exceptions import OperationalError
 from redis import Redis
@@ -87,10 +88,8 @@ class StreamDoor(Sender):
         self.kept += [(shard, entry_id.decode(), raw) for (shard, raw), entry_id in zip(placed, ids, strict=True)]
         del self.kept[:-KEPT]
         if first and self.traffic.rng.random() < 0.5:
-            try:
+            with suppress(OperationalError):  # the sweep will
                 broker.wake(self.app)
-            except OperationalError:
-                pass  # the sweep will
 
     def add_forgotten(self) -> None:
         """Add anew, in their order, what was answered and is above its stream's last id: the server lost it."""

@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     wrong: list[str]
 
 
-def reckon(  # noqa: PLR0913, PLR0917 -- all that took part
+def reckon(
     made: "Stage",
     traffic: Traffic,
     stream_door: StreamDoor,
