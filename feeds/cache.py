@@ -70,8 +70,11 @@ def show(
 
 
 def wait_for_readers(link: Link, epoch: UUID) -> None:
-    """Wait, where somebody has begun a new epoch, until every reader knows: the old one's feeds lack this batch."""
-    if link.epoch not in {None, epoch}:
+    """Wait, where somebody may have begun a new epoch, until every reader knows: the old feeds lack this batch.
+
+    A process that has just started cannot know better, and waits once.
+    """
+    if link.epoch != epoch:
         time.sleep(2 * EPOCH_EVERY_S)
     link.epoch = epoch
 
