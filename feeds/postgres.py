@@ -7,6 +7,9 @@ from typing import Any
 
 from psycopg import AsyncConnection, Error, InterfaceError, OperationalError
 
+from feeds.queries import load_queries
+
+SQL = load_queries(__file__)
 log = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
@@ -30,9 +33,12 @@ class Postgres:
         self._idle: list[AsyncConnection[Row]] = []
         self._asking: set[asyncio.Task[list[Row]]] = set()
 
-    async def fetch(self, query: bytes, parameters: Mapping[str, object]) -> list[Row]:
-        """Return the rows of one statement, in one round trip. Raises `PostgresAway`."""
-        asking = asyncio.create_task(self._fetch_in_turn(query, parameters))
+    async def fetch(self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None) -> list[Row]:
+        """Return the rows of one statement, in one round trip. Raises `PostgresAway`.
+
+        `org_id` is the authenticated organisation: the reader's role sees its rows alone, and without one none.
+        """
+        asking = asyncio.create_task(self._fetch_in_turn(query, parameters, org_id))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
         try:
@@ -55,23 +61,26 @@ class Postgres:
             asking.cancel()
         await self._close_idle()
 
-    async def _fetch_in_turn(self, query: bytes, parameters: Mapping[str, object]) -> list[Row]:
+    async def _fetch_in_turn(self, query: bytes, parameters: Mapping[str, object], org_id: str | None) -> list[Row]:
         async with self._turn:
             if self._idle:
                 try:
-                    return await self._fetch_on(self._idle.pop(), query, parameters)
+                    return await self._fetch_on(self._idle.pop(), query, parameters, org_id)
                 except (OperationalError, InterfaceError) as error:
                     if not is_lost(error):
                         raise
                     # The server was restarted: its other connections are dead too. A read may be asked twice.
                     await self._close_idle()
-            return await self._fetch_on(await self._connect(), query, parameters)
+            return await self._fetch_on(await self._connect(), query, parameters, org_id)
 
     async def _fetch_on(
-        self, connection: AsyncConnection[Row], query: bytes, parameters: Mapping[str, object]
+        self, connection: AsyncConnection[Row], query: bytes, parameters: Mapping[str, object], org_id: str | None
     ) -> list[Row]:
         try:
-            cursor = await connection.execute(query, parameters, binary=True)
+            # What is sent together is one transaction: the bounds are of this statement alone.
+            async with connection.pipeline():
+                await connection.execute(SQL["bound_statement"], {"org_id": org_id})
+                cursor = await connection.execute(query, parameters, binary=True)
             rows = await cursor.fetchall() if cursor.description else []
         except BaseException:
             await connection.close()

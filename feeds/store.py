@@ -42,7 +42,7 @@ async def read_place(store: Store, org_id: str, feed: Filter, place: Place) -> S
 
     `feed` must be one that can have lines: `feed_number` is not None.
     """
-    return gather(place, await store.postgres.fetch(*ask(store.usage_numbers, org_id, feed, place)))
+    return gather(place, await store.postgres.fetch(*ask(store.usage_numbers, org_id, feed, place), org_id=org_id))
 
 
 def ask(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Place) -> tuple[bytes, dict[str, Any]]:

@@ -6,7 +6,8 @@ there was changed: `verify ORG --from POSITION --hash HASH`.
 """
 
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 
 from feeds.movement import Movement
@@ -29,11 +30,17 @@ def content(movement: Movement) -> bytes:
     Position, id (32 hexadecimal digits), kind's letter, credits, usage kind or `-`, ref, time in UTC with six digits of
     the second, draws or `-`: `7 018f… c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6`.
     """
-    created_at = movement.created_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
     return (
         f"{movement.ordinals[EVERYTHING]} {movement.id.hex} {movement.kind.letter} {movement.credits}"
-        f" {movement.usage_kind or '-'} {movement.usage_ref} {created_at}Z {show_draws(movement.draws) or '-'}"
+        f" {movement.usage_kind or '-'} {movement.usage_ref} {show_instant(movement.created_at)}"
+        f" {show_draws(movement.draws) or '-'}"
     ).encode()
+
+
+@lru_cache(maxsize=16)  # the lines of a batch share their time
+def show_instant(instant: datetime) -> str:
+    """Return a time in UTC with six digits of the second, which Postgres reads too."""
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def show_draws(draws: Iterable[tuple[int, int]]) -> str:

@@ -14,15 +14,18 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.chain import chain, show_draws, start_chain
+from worker.chain import chain, show_draws, show_instant, start_chain
 from worker.entries import Entry, Refusal, bury
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
 from worker.posting import Grant, Organisation, Terms, post
 
 SQL = load_queries(__file__)
 
-BLANK = "\\N"
-"""COPY's NULL."""
+NULL = "NULL"
+LINE_COLUMNS = (
+    "positions", "kind_ordinals", "usage_ordinals", "kind_usage_ordinals", "credits", "created_ats", "movement_ids",
+    "org_nos", "usage_numbers", "kinds", "usage_refs", "hashes", "draws",
+)  # fmt: skip
 NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
 """Classes of SQLSTATE that speak of the server, the connection or our set-up: retried, never buried."""
 
@@ -203,15 +206,14 @@ def write(
     """Write the new lines, the grants that changed and the organisations' counts."""
     moved = [organisation for organisation in organisations.values() if organisation.movements]
     lines = [line for organisation in moved for line in show_lines(org_nos[organisation.org_id], organisation, ledger)]
-    if lines:
-        with connection.cursor() as cursor, cursor.copy(SQL["copy_movements"]) as copy:
-            copy.write("".join(lines))
     grants = [
         (org_nos[organisation.org_id], grant)
         for organisation in organisations.values()
         for grant in organisation.changed_grants.values()
     ]
     with connection.pipeline():
+        if lines:
+            connection.execute(SQL["insert_movements"], as_arrays(lines))
         if grants:
             connection.execute(SQL["write_grants"], show_grants(grants))
         changed = [
@@ -223,8 +225,8 @@ def write(
             connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
 
 
-def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[str]:
-    """Chain the organisation's new lines to those before them, and yield each as COPY takes it."""
+def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[tuple[str, ...]]:
+    """Chain the organisation's new lines to those before them, and yield each as elements of arrays."""
     last_hash = organisation.last_hash or start_chain(organisation.org_id)
     for movement in organisation.movements:
         last_hash = chain(last_hash, movement)
@@ -232,19 +234,31 @@ def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Itera
     organisation.last_hash = last_hash
 
 
-def show_line(org_no: int, movement: Movement, ledger: Ledger, line_hash: bytes) -> str:
-    """Return a movement as COPY takes it. No value but the hash holds a character that COPY would escape."""
-    position, kind_ordinal, *usage_ordinals = movement.ordinals.values()
-    if movement.usage_kind is None:
-        usage_ordinal, kind_usage_ordinal, usage_number = BLANK, BLANK, BLANK
-    else:
-        usage_ordinal, kind_usage_ordinal = map(str, usage_ordinals)
-        usage_number = str(ledger.usage_numbers[movement.usage_kind])
+def show_line(org_no: int, movement: Movement, ledger: Ledger, line_hash: bytes) -> tuple[str, ...]:
+    """Return a movement as elements of the arrays that `LINE_COLUMNS` names."""
+    position, kind_ordinal, *usage_ordinals = map(str, movement.ordinals.values())
+    usage_ordinal, kind_usage_ordinal = usage_ordinals or (NULL, NULL)
     return (
-        f"{position}\t{kind_ordinal}\t{usage_ordinal}\t{kind_usage_ordinal}\t{movement.credits}\t"
-        f"{movement.created_at.isoformat()}\t{movement.id.hex}\t{org_no}\t{usage_number}\t{movement.kind.letter}\t"
-        f"{movement.usage_ref}\t\\\\x{line_hash.hex()}\t{show_draws(movement.draws) or BLANK}\n"
+        position,
+        kind_ordinal,
+        usage_ordinal,
+        kind_usage_ordinal,
+        str(movement.credits),
+        show_instant(movement.created_at),
+        movement.id.hex,
+        str(org_no),
+        NULL if movement.usage_kind is None else str(ledger.usage_numbers[movement.usage_kind]),
+        movement.kind.letter,
+        f'"{movement.usage_ref}"',
+        line_hash.hex(),
+        f'"{show_draws(movement.draws)}"' if movement.draws else NULL,
     )
+
+
+def as_arrays(lines: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """Return lines as the columns that `insert_movements` takes, written by hand: they are many."""
+    columns_of_lines = zip(*lines, strict=True)
+    return {name: f"{{{','.join(column)}}}" for name, column in zip(LINE_COLUMNS, columns_of_lines, strict=True)}
 
 
 def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, list[object]]:

@@ -98,7 +98,10 @@ def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> b
 def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
     """Return organisations with due grants, longest due first: as many as may be asked at once."""
     parameters = {"most": UNANSWERED * ledger.event_shards, "grace": timedelta(seconds=ledger.expiry_grace_s)}
-    return [org_id for (org_id,) in connection.execute(SQL["find_due"], parameters)]
+    with connection.transaction(), connection.pipeline():
+        connection.execute(SQL["bound_search"])
+        due = connection.execute(SQL["find_due"], parameters)
+    return [org_id for (org_id,) in due]
 
 
 def choose(due: Sequence[str], unanswered: dict[str, float], event_shards: int) -> list[str]:

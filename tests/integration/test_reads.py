@@ -44,9 +44,9 @@ class Counted(Postgres):
 
     reads = 0
 
-    async def fetch(self, query, parameters):
+    async def fetch(self, query, parameters, **options):
         self.reads += b"movements" in query
-        return await super().fetch(query, parameters)
+        return await super().fetch(query, parameters, **options)
 
 
 @asynccontextmanager

@@ -48,10 +48,15 @@ def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
     if connection.info.server_version < POSTGRES_MINIMUM * 10000:
         raise OldPostgres(f"PostgreSQL {POSTGRES_MINIMUM} or newer is needed, DATABASE_URL leads to an older one.")
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(SQL["lock_schema"])
+        lock_schema(cursor)
         applied = apply_migrations(cursor, list_migrations())
         record_facts(cursor, settings)
     return applied
+
+
+def lock_schema(cursor: Cursor[Any]) -> None:
+    """Wait for whoever else migrates this database, and keep others out until the transaction's end."""
+    cursor.execute(SQL["lock_schema"])
 
 
 def list_migrations(folder: Path = Path(__file__).parent) -> list[Migration]:

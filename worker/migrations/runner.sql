@@ -1,5 +1,7 @@
 -- name: lock_schema
--- One migration at a time: the second waits here, and then finds everything done.
+-- One migration at a time: the second waits here, and then finds everything done. No wait for a lock is endless,
+-- as all who come later wait behind it.
+SET LOCAL lock_timeout = '60s';
 SELECT pg_advisory_xact_lock(hashtextextended('usage-feeds migrate', 0));
 
 -- name: create_schema_migrations

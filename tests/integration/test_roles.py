@@ -1,0 +1,245 @@
+"""What the database itself lets the worker and the reader do."""
+
+import asyncio
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from urllib.request import Request, urlopen
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from feeds.movement import Kind
+from feeds.page import Filter, Place
+from feeds.postgres import Postgres
+from feeds.store import Store, ask, read_place
+from tests.seed import MIXED, USAGE_KINDS, seed
+from tests.servers import wait_until
+from worker.migrations.roles import ROLES, make_roles
+
+NUMBERS = {kind: number for number, kind in enumerate(USAGE_KINDS)}
+WORKER, READER = ROLES
+
+
+@pytest.fixture
+def owner(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        make_roles(connection)
+        for org_id in ("org_a", "org_b"):
+            seed(connection, org_id, MIXED * 3)
+        yield connection
+
+
+@pytest.fixture
+def login(owner, database_url):
+    """Give the address for a user that has one of the roles; the users are dropped after."""
+    users = []
+
+    def make(role):
+        user = f"{role}_{os.getpid()}_{len(users)}"
+        owner.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x' IN ROLE {}").format(*map(sql.Identifier, (user, role)))
+        )
+        users.append(user)
+        return make_conninfo(database_url, user=user, password="x")
+
+    yield make
+    owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ANY(%s)", [users])
+    for user in users:
+        owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(user)))
+
+
+@pytest.fixture
+def worker(login):
+    with psycopg.connect(login(WORKER), autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def reader(login):
+    with psycopg.connect(login(READER), autocommit=True) as connection:
+        yield connection
+
+
+def tables(connection):
+    return [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+
+
+def test_making_the_roles_again_and_four_times_at_once_changes_nothing(owner, database_url):
+    rights = "SELECT relname, relacl::text FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY relname"
+    before = owner.execute(rights).fetchall()
+    together = Barrier(4)
+
+    def run(_):
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            together.wait(timeout=10)
+            make_roles(connection)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+
+    assert owner.execute(rights).fetchall() == before
+    policies = owner.execute("SELECT tablename, policyname FROM pg_policies ORDER BY 1, 2").fetchall()
+    assert policies == [
+        (table, policy)
+        for table in ("movements", "organisations")
+        for policy in ("reader_sees_its_own", "worker_sees_all")
+    ]
+
+
+def test_every_table_was_thought_of(owner):
+    for table in tables(owner):
+        assert owner.execute("SELECT has_table_privilege(%s, %s, 'SELECT')", [WORKER, table]).fetchone() == (True,), (
+            table
+        )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE movements SET credits = -2",
+        "DELETE FROM movements",
+        "TRUNCATE movements",
+        "ALTER TABLE movements DISABLE TRIGGER movements_are_final",
+        "DROP TABLE movements",
+        "DELETE FROM grants",
+        "DELETE FROM organisations",
+        "UPDATE organisations SET org_id = 'org_c'",
+        "UPDATE grants SET credits = 1",
+        "UPDATE ledger SET cursor_secret = cursor_secret",
+        "UPDATE api_keys SET digest = digest",
+        "DELETE FROM schema_migrations",
+    ],
+)
+def test_the_worker_may_not_rewrite_what_was_written(worker, statement):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        worker.execute(statement)
+
+
+def test_the_reader_may_write_nothing_but_when_a_key_was_last_used(owner, reader):
+    for table in tables(owner):
+        for right in ("INSERT", "UPDATE", "DELETE", "TRUNCATE"):
+            asked = owner.execute("SELECT has_table_privilege(%s, %s, %s)", [READER, table, right])
+            assert asked.fetchone() == (False,), (table, right)
+    columns = owner.execute(
+        "SELECT table_name::text, column_name::text FROM information_schema.column_privileges"
+        " WHERE grantee = %s AND privilege_type <> 'SELECT'",
+        [READER],
+    )
+    assert columns.fetchall() == [("api_keys", "last_used_at")]
+    reader.execute("UPDATE api_keys SET last_used_at = now() WHERE false")
+
+
+READ_ALL = [
+    "SELECT usage_ref FROM movements",
+    "SELECT usage_ref FROM movements WHERE org_no IN (1, 2)",
+    "SELECT org_id FROM organisations",
+    "SELECT org_id FROM organisations WHERE org_id = 'org_b' OR true",
+]
+
+
+@pytest.mark.parametrize("query", READ_ALL)
+def test_the_reader_sees_nobodys_rows_before_it_names_an_organisation(reader, query):
+    assert reader.execute(query).fetchall() == []
+
+
+def test_a_wrong_query_shows_the_reader_nobody_elses_line(owner, reader):
+    with reader.transaction():
+        reader.execute("SELECT set_config('usage_feeds.org_id', 'org_a', true)")
+        assert reader.execute("SELECT org_id FROM organisations").fetchall() == [("org_a",)]
+        [(own,)] = owner.execute("SELECT org_no FROM organisations WHERE org_id = 'org_a'").fetchall()
+        assert set(reader.execute("SELECT org_no FROM movements").fetchall()) == {(own,)}
+        assert reader.execute("SELECT FROM movements WHERE org_no <> %s", [own]).fetchall() == []
+    assert reader.execute("SELECT FROM movements").fetchall() == []
+
+
+def ask_as(address, use):
+    async def run():
+        postgres = Postgres(address, deadline_s=10)
+        try:
+            return await use(postgres)
+        finally:
+            await postgres.close()
+
+    return asyncio.run(run())
+
+
+def test_a_read_for_one_organisation_says_nothing_of_another_whatever_it_asks(login):
+    async def use(postgres):
+        store = Store(postgres, NUMBERS)
+        found = [await read_place(store, org_id, Filter(), Place(5)) for org_id in ("org_a", "org_b")]
+        query, parameters = ask(NUMBERS, "org_b", Filter(), Place(5))
+        return found, await postgres.fetch(query, parameters, org_id="org_a"), await postgres.fetch(query, parameters)
+
+    found, wrong, nobodys = ask_as(login(READER), use)
+
+    assert [read.total for read in found] == [len(MIXED) * 3] * 2
+    assert [row[1:4] for row in wrong] == [row[1:4] for row in nobodys] == [(0, 0, None)]
+
+
+@pytest.mark.parametrize(
+    "feed", [Filter(), Filter(Kind.CONSUME), Filter(None, "ai_usage"), Filter(Kind.CONSUME, "ai_usage")]
+)
+def test_the_guard_leaves_a_page_one_range_of_one_index(owner, login, feed):
+    seed(owner, "org_a", MIXED * 500)
+    owner.execute("ANALYZE")
+    query, parameters = ask(NUMBERS, "org_a", feed, Place(20, skip=100))
+
+    async def use(postgres):
+        return await postgres.fetch(b"EXPLAIN (ANALYZE, TIMING OFF) " + query, parameters, org_id="org_a")
+
+    plan = "\n".join(line for (line,) in ask_as(login(READER), use))
+    [scan] = [line for line in plan.split("\n") if "on movements" in line]
+    assert "Index Scan Backward" in scan
+    assert "rows=20" in scan.split("actual")[1] or "rows=20.00" in scan.split("actual")[1]
+    assert "Filter" not in plan.split(scan)[1].split("->")[0]
+
+
+def test_waits_of_the_endpoint_are_bounded_by_the_server_too(login):
+    async def use(postgres):
+        return await postgres.fetch(
+            b"SELECT current_setting('statement_timeout'), current_setting('lock_timeout')", {}
+        ), await postgres.fetch(b"SELECT pg_sleep(0)", {})
+
+    assert ask_as(login(READER), use)[0] == [("2s", "1s")]
+
+
+def run(processes, *arguments, code=0):
+    process = processes.command(*arguments)
+    assert process.wait(timeout=60) == code, processes.output(process)
+    return processes.output(process)
+
+
+def test_worker_schedule_endpoint_and_commands_run_under_the_roles(processes, login, environment):
+    processes.environment = environment | {
+        "DATABASE_URL": login(WORKER),
+        "READER_DATABASE_URL": login(READER),
+    }
+    processes.worker()
+    processes.schedule()
+    base = processes.endpoint()
+    key = run(processes, "keys", "create", "--org", "org_new").split()[-1]
+    run(processes, "grant", "org_new", "100", "--ref", "plan")
+    run(processes, "usage", "org_new", "ai_usage", "30", "--ref", "u1")
+
+    def shown():
+        request = Request(f"{base}/credits/usage", headers={"Authorization": f"Bearer {key}"})
+        with urlopen(request, timeout=5) as answer:
+            items = json.load(answer)["items"]
+        return [(item["kind"], item["usage_ref"]) for item in items] == [("consume", "u1"), ("allot", "plan")]
+
+    wait_until(shown, within_s=15)
+    run(processes, "revoke", "org_new", "plan")
+    run(processes, "usage", "org_new", "ai_usage", "31", "--ref", "u1")
+    wait_until(lambda: "conflict" in run(processes, "dead", "list"), within_s=15)
+    run(processes, "dead", "replay", "--all", code=1)
+    for command in (
+        ["drain"], ["feed", "org_new"], ["balance", "org_new"], ["grants", "org_new"], ["verify", "org_new"], ["health"],
+        ["keys", "list"], ["members", "set", "org_new", "ann", "owner"], ["members", "set", "org_new", "ann", "billing"],
+        ["members", "remove", "org_new", "ann"], ["dead", "list"],
+        ["dead", "discard", "--all"], ["rebuild"],
+    ):  # fmt: skip
+        run(processes, *command)

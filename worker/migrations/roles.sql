@@ -1,0 +1,64 @@
+-- Roles are of the whole server and bear no password: operators grant them to the users that processes log in as.
+-- All of this can be repeated: a new table's rights are added here, and come with the next `migrate --roles`.
+
+-- name: make_roles
+-- The worker's role and the reader's, where the server lacks them; another database's `migrate` may be quicker.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['usage_feeds_worker', 'usage_feeds_reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;
+            END;
+        END IF;
+    END LOOP;
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO usage_feeds_worker, usage_feeds_reader', current_schema());
+END
+$$;
+
+-- name: take_rights
+-- What earlier versions granted.
+REVOKE ALL ON
+    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
+FROM usage_feeds_worker, usage_feeds_reader;
+
+-- name: give_worker_rights
+-- The worker posts, and runs every command but `migrate`. A movement it can only add.
+GRANT SELECT ON
+    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
+TO usage_feeds_worker;
+GRANT UPDATE (epoch) ON ledger TO usage_feeds_worker;
+GRANT UPDATE (last_entry_id, moved_at) ON stream_offsets TO usage_feeds_worker;
+GRANT INSERT (org_id), UPDATE (counts, grants, last_created_at, last_hash) ON organisations TO usage_feeds_worker;
+GRANT INSERT ON movements TO usage_feeds_worker;
+GRANT
+    INSERT, UPDATE (remaining, drawn, expired, revoked, allot_position, open, revoke_reason)
+ON grants TO usage_feeds_worker;
+GRANT INSERT, DELETE ON dead_letters TO usage_feeds_worker;
+GRANT INSERT, UPDATE (revoked_at) ON api_keys TO usage_feeds_worker;
+GRANT INSERT, UPDATE (role), DELETE ON members TO usage_feeds_worker;
+
+-- name: give_reader_rights
+-- The endpoint reads what its answers are made from, and notes when a key was last used.
+GRANT SELECT ON ledger, usage_kinds, schema_migrations, movements, api_keys, members TO usage_feeds_reader;
+GRANT SELECT (org_no, org_id, counts) ON organisations TO usage_feeds_reader;
+GRANT UPDATE (last_used_at) ON api_keys TO usage_feeds_reader;
+
+-- name: guard_rows
+-- The reader sees the rows of one organisation, the one that its transaction has named; without a name none.
+ALTER TABLE organisations ENABLE ROW LEVEL SECURITY;
+ALTER TABLE movements ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS worker_sees_all ON organisations;
+DROP POLICY IF EXISTS worker_sees_all ON movements;
+DROP POLICY IF EXISTS reader_sees_its_own ON organisations;
+DROP POLICY IF EXISTS reader_sees_its_own ON movements;
+CREATE POLICY worker_sees_all ON organisations TO usage_feeds_worker USING (true);
+CREATE POLICY worker_sees_all ON movements TO usage_feeds_worker USING (true);
+CREATE POLICY reader_sees_its_own ON organisations FOR SELECT TO usage_feeds_reader
+USING (org_id = current_setting('usage_feeds.org_id', true));
+CREATE POLICY reader_sees_its_own ON movements FOR SELECT TO usage_feeds_reader
+USING (org_no = (SELECT o.org_no FROM organisations AS o WHERE o.org_id = current_setting('usage_feeds.org_id', true)));
