@@ -3,12 +3,13 @@
 Each is opened when it is first asked for, so after Celery's fork, and kept for the process's life.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import psycopg
 from psycopg import Connection
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 from feeds.cache import show as cache_feeds
@@ -22,18 +23,40 @@ from worker.settings import worker_settings
 CONNECT_TIMEOUT_S = 5
 
 
+class Database:
+    """The connection of this process to Postgres, made anew when it is next asked for where it was lost.
+
+    Not a pool: psycopg's tries ever more rarely while the server is away, so that minutes pass after its return.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.kept: Connection[Any] | None = None
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        """Give the connection; one whose work has failed is not used again. Raises psycopg.OperationalError."""
+        connection, self.kept = self.kept, None
+        if connection is None or connection.closed:
+            connection = psycopg.connect(self.url, **connect_options())
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self.kept = connection
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+
+
 @cache
-def database() -> ConnectionPool[Connection[Any]]:
-    """Return the pool of this process: one connection, mended when it breaks."""
-    return ConnectionPool(
-        required(worker_settings().database_url, "DATABASE_URL"),
-        kwargs=connect_options(),
-        min_size=1,
-        max_size=1,
-        timeout=CONNECT_TIMEOUT_S,
-        open=True,
-        name="ledger",
-    )
+def database() -> Database:
+    """Return the database of this process."""
+    return Database(required(worker_settings().database_url, "DATABASE_URL"))
 
 
 def connect_options() -> dict[str, Any]:

@@ -74,7 +74,7 @@ def sweep() -> None:
     bind=True,
     typing=False,
     ignore_result=True,
-    Request="worker.poison:KeepingRequest",
+    Request="worker.consumer:KeptRequest",
     max_retries=5,
     default_retry_delay=1,  # Celery's own is three minutes
 )

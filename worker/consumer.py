@@ -1,7 +1,8 @@
-"""What becomes of a Celery message that no task can take?
+"""How does a Celery worker take messages, whatever they hold and whenever its broker goes away?
 
-Celery logs it and lets it go: an unknown task, a pickle, bytes that are no JSON, a message that kills or outlasts its
-process. Here its body is added to the streams first, where it becomes a dead letter like anything that is no event.
+Celery logs what no task can take and lets it go: an unknown task, a pickle, bytes that are no JSON, a message that
+kills or outlasts its process. Here its body is added to the streams first, where it becomes a dead letter like
+anything that is no event.
 """
 
 import hashlib
@@ -41,8 +42,21 @@ def keep(message: Any) -> bool:
     return True
 
 
-class KeepingConsumer(Consumer):
-    """Celery's consumer, with a memory for what it cannot take."""
+class LastingConsumer(Consumer):
+    """Celery's consumer, with a memory for what it cannot take, and alive after a broken connection."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Let go of a broken connection; the next is made after it.
+
+        kombu 5.7 gives back what was unacknowledged twice; the second time, with the transport gone, it ends the worker
+        by an AttributeError. By then the connection is forgotten: a second call only cancels what still runs.
+        """
+        try:
+            super().on_connection_error_after_connected(exc)
+        except AttributeError:
+            if self.connection is not None:
+                raise
+            super().on_connection_error_after_connected(exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep what cannot be decoded."""
@@ -73,7 +87,7 @@ class KeepingConsumer(Consumer):
             message.requeue()
 
 
-class KeepingRequest(Request):
+class KeptRequest(Request):
     """A message for `events.post`, kept where its task failed for good."""
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002

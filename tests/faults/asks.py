@@ -1,0 +1,32 @@
+"""What the tests of faults send, and how they read."""
+
+import json
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from worker.streams import AWAKE, add, place
+
+
+def usage(ref, org_id="org_a", **fields):
+    return {"type": "usage", "org_id": org_id, "usage_ref": ref, "usage_kind": "ai_usage", "credits": 1} | fields
+
+
+def grant(ref, org_id="org_a", **fields):
+    return {"type": "grant", "org_id": org_id, "grant_ref": ref, "credits": 10, "source": "plan"} | fields
+
+
+def send(client, *events):
+    """Add events to the streams as a plain XADD would: nobody is woken."""
+    add(client, [place(event, 8) for event in events])
+    client.delete(AWAKE)
+
+
+def read(base, secret, query="limit=100"):
+    """Return status and refs of a page."""
+    try:
+        with urlopen(
+            Request(f"{base}/credits/usage?{query}", headers={"Authorization": f"Bearer {secret}"}), timeout=5
+        ) as answer:
+            return answer.status, [item["usage_ref"] for item in json.load(answer)["items"]]
+    except HTTPError as error:
+        return error.code, []

@@ -1,0 +1,166 @@
+"""A process that dies at the worst moment: nothing is lost, nothing posted twice, and pages are right within 5 s."""
+
+import os
+import signal
+from threading import Event, Thread
+
+import psycopg
+import pytest
+
+from feeds.keys import create_key
+from tests.faults.asks import read, send, usage
+from tests.faults.stage import pool_of
+from worker.audit import audit_ledger
+from worker.broker import make_app
+from worker.producer import Producer
+
+DIES_AT = """
+import os, signal, sys
+from time import monotonic
+from worker import connections, intake
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+show = connections.show
+if sys.argv[1] == "show":
+    show = die
+else:
+    setattr(intake, sys.argv[1], die)
+with connections.database().connection() as connection:
+    work = intake.Intake(connection, connections.streams(), connections.ledger(), show, lambda: None)
+    intake.drain(work, monotonic() + 10)
+"""
+SHOWN_WITHIN_S = 5
+
+
+@pytest.fixture
+def secret(connection):
+    connection.execute("INSERT INTO organisations (org_id) VALUES ('org_a')")
+    return create_key(connection, org_id="org_a")[1]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("move_offsets", id="1-before-the-commit"),
+        pytest.param("show", id="2-after-the-commit-before-the-feeds"),
+        pytest.param("finish", id="3-after-the-feeds-before-the-delete"),
+    ],
+)
+def test_a_drain_that_is_killed_is_made_good_within_five_seconds(
+    processes, connection, client, secret, refs, waiting, wait_until, moment
+):
+    base = processes.endpoint()
+    processes.worker()
+    processes.schedule()
+    send(client, usage("u0"))
+    wait_until(lambda: read(base, secret) == (200, ["u0"]), within_s=10)
+    wait_until(lambda: waiting() == 0)
+    [worker, schedule] = [process for name, process, _ in processes.started if name in {"worker", "schedule"}]
+    processes.kill(schedule)
+    processes.kill(worker)
+
+    send(client, usage("u1"), usage("u2"))
+    killed = processes.start("drain", "-c", DIES_AT, moment)
+    assert killed.wait(timeout=20) == -signal.SIGKILL
+    assert waiting() == 2
+    assert refs() == (["u0"] if moment == "move_offsets" else ["u0", "u1", "u2"])
+
+    processes.schedule()
+    processes.worker()
+    wait_until(lambda: read(base, secret) == (200, ["u2", "u1", "u0"]), within_s=SHOWN_WITHIN_S)
+    wait_until(lambda: waiting() == 0, within_s=SHOWN_WITHIN_S)
+    assert refs() == ["u0", "u1", "u2"]
+    assert audit_ledger(connection).findings == []
+
+
+def test_a_worker_that_is_killed_in_mid_transaction_leaves_nothing_of_it(
+    processes, connection, database_url, client, secret, refs, waiting, wait_until
+):
+    """Fault 1, from outside: a lock held by the test stops the real worker inside its transaction."""
+    worker = processes.worker()
+    with psycopg.connect(database_url) as locking:
+        locking.execute("SELECT FROM organisations FOR UPDATE")
+        processes.schedule()
+        send(client, usage("u1"))
+        wait_until(lambda: is_blocked(connection), within_s=15)
+        processes.kill(worker)
+    assert refs() == []
+    processes.worker()
+    wait_until(lambda: waiting() == 0, within_s=15)
+    assert refs() == ["u1"]
+
+
+def is_blocked(connection):
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return connection.execute(blocked).fetchone()[0]
+
+
+def test_a_drain_that_outlasts_its_time_limit_is_rolled_back_and_drained_again(
+    processes, changed_worker, connection, database_url, client, secret, refs, waiting, wait_until
+):
+    """Fault 6."""
+    worker = changed_worker("tasks.app.conf.task_soft_time_limit = None\ntasks.drain.time_limit = 2")
+    before = pool_of(worker)
+    with psycopg.connect(database_url) as locking:
+        locking.execute("SELECT FROM organisations FOR UPDATE")
+        processes.schedule()
+        send(client, usage("u1"))
+        wait_until(lambda: is_blocked(connection), within_s=15)
+        wait_until(lambda: set(before) - set(pool_of(worker)), within_s=10)
+    processes.wait_for_line(worker, "Hard time limit (2s) exceeded for events.drain")
+    wait_until(lambda: waiting() == 0, within_s=15)
+    assert refs() == ["u1"]
+    assert worker.poll() is None
+
+
+@pytest.mark.timeout(300)
+def test_twenty_warm_shutdowns_under_load_lose_nothing(
+    processes, connection, redis_url, refs, waiting, wait_until, client
+):
+    """Fault 5, through both doors."""
+    sent, ended = [], Event()
+    workers = [processes.worker("-n", "w0@%h")]
+    processes.schedule()
+
+    def send_on():
+        with Producer(redis_url) as producer, make_app(redis_url) as app:
+            while not ended.wait(0.02):
+                number = len(sent)
+                producer.usage("org_a", f"s{number}", "ai_usage", 1)
+                app.send_task("events.post", args=[[usage(f"c{number}", "org_b")]], queue="events")
+                sent.extend((f"s{number}", f"c{number}"))
+
+    sending = Thread(target=send_on)
+    sending.start()
+    try:
+        for number in range(1, 21):
+            workers.append(processes.worker("-n", f"w{number}@%h"))
+            workers[-2].send_signal(signal.SIGTERM)
+    finally:
+        ended.set()
+        sending.join(30)
+    assert [worker.wait(timeout=60) for worker in workers[:-1]] == [0] * 20
+    wait_until(lambda: waiting() == 0 and client.llen("events") == 0, within_s=30)
+    wait_until(lambda: len(refs()) == len(sent), within_s=30)
+    assert sorted(refs()) == sorted(sent)
+    assert len(sent) > 400
+
+
+def test_a_worker_whose_pool_processes_are_killed_under_load_posts_everything_once(
+    processes, redis_url, refs, wait_until
+):
+    """Fault 4, through the streams."""
+    worker = processes.worker()
+    processes.schedule()
+    sent = []
+    with Producer(redis_url) as producer:
+        for number in range(60):
+            producer.usage("org_a", f"u{number}", "ai_usage", 1)
+            sent.append(f"u{number}")
+            if number % 20 == 10 and (pool := pool_of(worker)):
+                os.kill(pool[number % len(pool)], signal.SIGKILL)
+    wait_until(lambda: len(refs()) >= len(sent), within_s=30)
+    assert refs() == sent
+    assert worker.poll() is None

@@ -1,0 +1,233 @@
+"""Servers that die, hang, refuse or change while a real worker posts: what was added is posted once, unaided."""
+
+import time
+
+import psycopg
+import pytest
+import redis
+
+from tests.acceptance.relay import Relay
+from tests.faults.asks import grant, send, usage
+from tests.servers import server_folder
+from worker.audit import audit_ledger
+from worker.local import children
+from worker.local.valkey import SIGNALS, start_valkey
+from worker.producer import Producer
+from worker.streams import shard_of, stream_of
+
+RESUMES_WITHIN_S = 5
+AWAY_S = 18
+"""Long enough for a back-off that doubles to be away for longer than it takes to resume."""
+STREAM = stream_of(shard_of("org_a", 8))
+
+
+@pytest.fixture
+def sweeping(processes):
+    """Give the function that starts a worker and a schedule."""
+
+    def start(env=None):
+        worker = processes.worker(env=env)
+        processes.schedule(env=env)
+        return worker
+
+    return start
+
+
+def test_a_half_open_connection_to_redis_is_noticed_within_a_minute(sweeping, redis_relay, client, refs, wait_until):
+    """Fault 11."""
+    worker = sweeping({"REDIS_URL": redis_relay.redis_url})
+    send(client, usage("u1"))
+    wait_until(lambda: refs() == ["u1"])
+    redis_relay.die_silently()
+    send(client, usage("u2"))
+    wait_until(lambda: refs() == ["u1", "u2"], within_s=60)
+    assert worker.poll() is None
+
+
+def test_events_wait_while_postgres_is_away_and_are_posted_when_it_is_back(
+    sweeping, postgres_relay, client, refs, waiting, dead, wait_until
+):
+    """Fault 18; for five minutes, a back-off that outlasts the server's return."""
+    worker = sweeping({"DATABASE_URL": postgres_relay.database_url})
+    send(client, usage("u1"))
+    wait_until(lambda: refs() == ["u1"])
+    postgres_relay.shut()
+    back_at = time.monotonic() + AWAY_S
+    number = 1
+    while time.monotonic() < back_at:
+        number += 1
+        send(client, usage(f"u{number}"))
+        time.sleep(1)  # it is the time away that is tested
+    assert refs() == ["u1"]
+    assert waiting() == number - 1
+    postgres_relay.open()
+    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    assert refs() == [f"u{n}" for n in range(1, number + 1)]
+    assert dead() == []
+    assert worker.poll() is None
+
+
+def test_a_connection_lost_at_commit_posts_once(
+    sweeping, postgres_relay, connection, client, refs, waiting, wait_until
+):
+    """Fault 17: the server commits, and nobody hears of it."""
+    connection.execute(
+        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock_shared(17); RETURN NULL; END'"
+    )
+    connection.execute(
+        "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON movements DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION hold()"
+    )
+    connection.execute("SELECT pg_advisory_lock(17)")
+    sweeping({"DATABASE_URL": postgres_relay.database_url})
+    send(client, usage("u1"), grant("g"), usage("u2"))
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    wait_until(lambda: connection.execute(held).fetchone()[0] == 1)
+    postgres_relay.cut()
+    connection.execute("SELECT pg_advisory_unlock(17)")
+    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    assert refs() == ["u1", "g", "u2"]
+    assert audit_ledger(connection).findings == []
+
+
+def test_a_connection_lost_in_mid_transaction_posts_once(
+    sweeping, connection, database_url, client, refs, waiting, wait_until
+):
+    """Fault 17."""
+    sweeping()
+    send(client, usage("u1"))
+    wait_until(lambda: refs() == ["u1"])
+    blocked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database_url) as locking:
+        locking.execute("SELECT FROM organisations FOR UPDATE")
+        send(client, usage("u2"))
+        [(pid,)] = wait_until(lambda: connection.execute(blocked).fetchall())
+        connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    assert refs() == ["u1", "u2"]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [
+        pytest.param(
+            "ALTER DATABASE {} SET default_transaction_read_only = on",
+            "ALTER DATABASE {} RESET default_transaction_read_only",
+            id="19-read-only",
+        ),
+        pytest.param("SELECT refuse('53100')", "SELECT allow()", id="19-disk-full"),
+        pytest.param("SELECT refuse('40P01')", "SELECT allow()", id="20-deadlock"),
+        pytest.param("SELECT refuse('40001')", "SELECT allow()", id="20-serialisation"),
+    ],
+)
+def test_a_postgres_that_refuses_all_writes_costs_nothing_but_time(
+    sweeping, connection, database_url, client, refs, waiting, dead, wait_until, refuse, allow
+):
+    """The full disk is a trigger that says so: no test can fill one without a mount of its own."""
+    connection.execute(REFUSING)
+    sweeping()
+    send(client, usage("u1"))
+    wait_until(lambda: refs() == ["u1"])
+    wait_until(lambda: waiting() == 0)
+    name = connection.info.dbname
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    connection.execute(refuse.format(name))
+    connection.execute(others, [name])
+    send(client, usage("u2"))
+    wait_until(lambda: oldest_age_s(client) > 3, within_s=10)
+    assert waiting() == 1
+    assert dead() == []
+    connection.execute("SET default_transaction_read_only = off")
+    connection.execute(allow.format(name))
+    connection.execute(others, [name])
+    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    assert refs() == ["u1", "u2"]
+    assert dead() == []
+
+
+REFUSING = """
+CREATE FUNCTION refuse(code text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('CREATE FUNCTION refuse_line() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN'
+        ' RAISE EXCEPTION USING ERRCODE = %L, MESSAGE = ''refused''; END $f$', code);
+    CREATE TRIGGER refused BEFORE INSERT ON movements FOR EACH ROW EXECUTE FUNCTION refuse_line();
+END
+$$;
+CREATE FUNCTION allow() RETURNS void LANGUAGE sql AS 'DROP TRIGGER refused ON movements';
+"""
+
+
+def oldest_age_s(client):
+    """Return how long the oldest event has waited: what the metric shows."""
+    [(entry_id, _)] = client.xrange(STREAM, count=1)
+    return client.time()[0] - int(entry_id.split(b"-")[0]) / 1000
+
+
+@pytest.fixture
+def own_valkey():
+    """Give a folder for a Valkey of the test's own, and the function that starts it there, again after its death."""
+    with server_folder() as folder, (folder / "log").open("wb") as log:
+        started = []
+
+        def start(name="valkey"):
+            started.append(start_valkey(folder / name, log))
+            return started[-1]
+
+        yield start
+        for server in started:
+            children.stop(server.process, SIGNALS, within_s=10)
+
+
+def test_a_redis_that_is_killed_and_restarted_has_kept_everything_and_all_resumes(
+    processes, sweeping, own_valkey, refs, connection, wait_until
+):
+    """Fault 8: broker, streams and feeds at once."""
+    server = own_valkey()
+    worker = sweeping({"REDIS_URL": server.url})
+    with Producer(server.url) as producer:
+        producer.usage("org_a", "u1", "ai_usage", 1)
+    wait_until(lambda: refs() == ["u1"])
+    with psycopg.connect(connection.info.dsn) as locking:
+        locking.execute("SELECT FROM organisations FOR UPDATE")  # so that something waits when it dies
+        with redis.Redis.from_url(server.url) as client:
+            send(client, usage("u2"), usage("u3"))
+            client.execute_command("WAITAOF", 1, 0, 5000)
+        children.end_group(server.process)
+    assert own_valkey().url == server.url
+    wait_until(lambda: refs() == ["u1", "u2", "u3"], within_s=15)
+    with Producer(server.url) as producer:
+        producer.usage("org_a", "u4", "ai_usage", 1)
+    wait_until(lambda: refs() == ["u1", "u2", "u3", "u4"], within_s=RESUMES_WITHIN_S)
+    assert worker.poll() is None
+
+
+def test_a_failover_of_redis_to_a_replica_loses_nothing_that_the_replica_had(
+    sweeping, own_valkey, refs, wait_until, connection
+):
+    """Fault 34: the workers meet another server behind the same address, with ids below the offset."""
+    first, second = own_valkey("first"), own_valkey("second")
+    with redis.Redis.from_url(first.url) as master, redis.Redis.from_url(second.url) as replica:
+        password = master.connection_pool.connection_kwargs["password"]
+        replica.config_set("masterauth", password)
+        replica.replicaof("127.0.0.1", master.connection_pool.connection_kwargs["port"])
+        with Relay(first.url) as relay:
+            worker = sweeping({"REDIS_URL": relay.redis_url})
+            send(master, usage("u1"))
+            wait_until(lambda: refs() == ["u1"])
+            master.xadd(STREAM, {"event": b'{"type":"settle","org_id":"org_a"}'}, id=f"{2**42}-0")
+            wait_until(lambda: master.xlen(STREAM) == 0)
+            assert master.wait(1, 5000) == 1
+            relay.shut()
+            children.end_group(first.process)
+            replica.replicaof("NO", "ONE")
+            replica.config_set("requirepass", password)
+            replica.delete(STREAM)  # its clock is slower: what it gives out now is below the offset
+            send(replica, usage("u2"), usage("u3"))
+            relay.url = relay.url._replace(
+                netloc=f":{password}@127.0.0.1:{replica.connection_pool.connection_kwargs['port']}"
+            )
+            relay.open()
+            wait_until(lambda: refs() == ["u1", "u2", "u3"], within_s=15)
+            wait_until(lambda: replica.xlen(STREAM) == 0)
+            assert worker.poll() is None
