@@ -48,6 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, help="a run's kills and events; made up, and printed, where none is given")
     parser.add_argument("--rate", type=float, default=250, help="events a second through the streams")
+    parser.add_argument("--messages", type=float, default=5, help="messages of `events.post` a second")
     parser.add_argument("--every", type=float, default=4, help="seconds between two kills, on average")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis", help="where Celery's messages go")
     parser.add_argument("--only", choices=KILLS, action="append", help="kill nothing else")
@@ -62,7 +63,7 @@ def run(made: Stage, options: argparse.Namespace, seed: int) -> int:
     made.on_endpoint_killed = lambda: setattr(endpoint, "life", endpoint.life + 1)
     everybody = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
     stream_door = StreamDoor(stop, made.redis_url, made.broker_url, traffic, options.rate)
-    celery_door = CeleryDoor(stop, made.broker_url, celery_lists(seed), every_s=0.2)
+    celery_door = CeleryDoor(stop, made.broker_url, celery_lists(seed), 1 / options.messages)
     prober = Prober(stop, endpoint, served, made.redis_url, made.broker_url)
     readers: list[Sender] = [Reader(stop_reading, endpoint, served, everybody, seed + number) for number in range(2)]
     senders = [stream_door, celery_door, prober]
