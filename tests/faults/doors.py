@@ -3,6 +3,7 @@
 Each sender is a thread. What was not answered is sent again, which is all that a producer has to do.
 """
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ class StreamDoor(Sender):
         self.app = broker.make_app(broker_url)
         self.traffic = traffic
         self.rate = rate
+        self.waking = random.Random(1)
         self.answered = self.again = self.forgotten = 0
         self.kept: list[tuple[int, str, bytes]] = []
 
@@ -81,13 +83,17 @@ class StreamDoor(Sender):
                 return
 
     def try_add(self, placed: list[tuple[int, bytes]]) -> None:
+        wakes = self.waking.random() < 0.5
         with self.redis.pipeline(transaction=True) as pipeline:
             streams.queue(pipeline, placed)
-            *ids, first = pipeline.execute()
+            if not wakes:
+                pipeline.command_stack.pop()  # a plain XADD does not say that it will wake a drain
+            answers = pipeline.execute()
         self.answered += len(placed)
+        ids = answers[: len(placed)]
         self.kept += [(shard, entry_id.decode(), raw) for (shard, raw), entry_id in zip(placed, ids, strict=True)]
         del self.kept[:-KEPT]
-        if first and self.traffic.rng.random() < 0.5:
+        if wakes and answers[-1]:
             with suppress(OperationalError):  # the sweep will
                 broker.wake(self.app)
 
