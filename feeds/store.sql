@@ -1,7 +1,9 @@
 -- Four shapes of one question: where is the page, at the count of this very moment? Each is one statement, so
 -- count and lines are of one snapshot, and reads one range of one index, backwards. `ceiling`, `floor`, `skip` and
--- `lines` are a `feeds.page.Place`; `element` is the feed's number + 1, as arrays count from 1. There is always one
--- row; where the page is empty its line is NULL. A missing count is 0: usage kinds may have been added since.
+-- `lines` are a `feeds.page.Place`; `newest` and `below` are the span that it cuts, computed before the scan: an
+-- expression in the scan's own condition is not leakproof on PostgreSQL 15, so under row security no index would
+-- bound it. `element` is the feed's number + 1, as arrays count from 1. There is always one row; where the page is
+-- empty its line is NULL. A missing count is 0: usage kinds may have been added since.
 
 -- name: read_everything
 -- An organisation's movements.
@@ -13,7 +15,10 @@ FROM (
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
         COALESCE(organisations.counts[1], 0) AS position,
-        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest
+        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
+        GREATEST(
+            LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
+        ) AS below
     FROM ledger
     LEFT JOIN organisations ON organisations.org_id = %(org_id)s
     OFFSET 0
@@ -25,7 +30,7 @@ LEFT JOIN LATERAL (
     FROM movements
     WHERE movements.org_no = moment.org_no
         AND movements.position <= moment.newest
-        AND movements.position > GREATEST(moment.newest - %(lines)s, %(floor)s)
+        AND movements.position > moment.below
     ORDER BY movements.position DESC
     LIMIT %(lines)s
 ) AS line ON true
@@ -42,7 +47,10 @@ FROM (
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
         COALESCE(organisations.counts[1], 0) AS position,
-        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest
+        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
+        GREATEST(
+            LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
+        ) AS below
     FROM ledger
     LEFT JOIN organisations ON organisations.org_id = %(org_id)s
     OFFSET 0
@@ -55,7 +63,7 @@ LEFT JOIN LATERAL (
     WHERE movements.org_no = moment.org_no
         AND movements.kind = %(kind)s::"char"
         AND movements.kind_ordinal <= moment.newest
-        AND movements.kind_ordinal > GREATEST(moment.newest - %(lines)s, %(floor)s)
+        AND movements.kind_ordinal > moment.below
     ORDER BY movements.kind_ordinal DESC
     LIMIT %(lines)s
 ) AS line ON true
@@ -72,7 +80,10 @@ FROM (
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
         COALESCE(organisations.counts[1], 0) AS position,
-        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest
+        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
+        GREATEST(
+            LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
+        ) AS below
     FROM ledger
     LEFT JOIN organisations ON organisations.org_id = %(org_id)s
     OFFSET 0
@@ -85,7 +96,7 @@ LEFT JOIN LATERAL (
     WHERE movements.org_no = moment.org_no
         AND movements.usage_number = %(usage_number)s
         AND movements.usage_ordinal <= moment.newest
-        AND movements.usage_ordinal > GREATEST(moment.newest - %(lines)s, %(floor)s)
+        AND movements.usage_ordinal > moment.below
     ORDER BY movements.usage_ordinal DESC
     LIMIT %(lines)s
 ) AS line ON true
@@ -102,7 +113,10 @@ FROM (
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
         COALESCE(organisations.counts[1], 0) AS position,
-        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest
+        LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
+        GREATEST(
+            LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
+        ) AS below
     FROM ledger
     LEFT JOIN organisations ON organisations.org_id = %(org_id)s
     OFFSET 0
@@ -116,7 +130,7 @@ LEFT JOIN LATERAL (
         AND movements.kind = %(kind)s::"char"
         AND movements.usage_number = %(usage_number)s
         AND movements.kind_usage_ordinal <= moment.newest
-        AND movements.kind_usage_ordinal > GREATEST(moment.newest - %(lines)s, %(floor)s)
+        AND movements.kind_usage_ordinal > moment.below
     ORDER BY movements.kind_usage_ordinal DESC
     LIMIT %(lines)s
 ) AS line ON true
