@@ -161,10 +161,13 @@ def read(
 
     These are later statements than the one that waited for the locks: each sees what was committed meanwhile.
     """
-    usages = [(org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)]
-    grants = [
+    # Each ref once: a usage is the sum of its lines, and a ref named twice would be summed twice.
+    usages = dict.fromkeys(
+        (org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)
+    )
+    grants = dict.fromkeys(
         (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
-    ]
+    )
     with connection.pipeline():
         found_grants = connection.execute(
             SQL["read_grants"],

@@ -49,22 +49,45 @@ class Account:
 
     lines: list[Line] = field(default_factory=list)
     grants: dict[str, Grant] = field(default_factory=dict)
+    current: list[Grant] = field(default_factory=list)
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    added_grants: list[str] = field(default_factory=list)
+    added_usages: list[str] = field(default_factory=list)
 
     def settle(self, now: str) -> None:
         """Starts and ends that have come, by instant; allot before expire; then by arrival."""
         instants = []
-        for grant in self.grants.values():
-            if grant.open and not grant.allotted and grant.starts <= now:
+        self.current = [grant for grant in self.current if grant.open]
+        for grant in self.current:
+            if not grant.allotted and grant.starts <= now:
                 instants.append((grant.starts, 0, grant.number, grant))
-            if grant.open and grant.ends <= now and (grant.allotted or grant.starts <= now):
+            if grant.ends <= now and (grant.allotted or grant.starts <= now):
                 instants.append((grant.ends, 1, grant.number, grant))
         for _, ends, _, grant in sorted(instants, key=lambda instant: instant[:3]):
             if ends:
                 self.close(grant, "expire")
             else:
                 self.allot(grant)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Return all that is needed to undo what follows."""
+        states = [(grant, grant.remaining, grant.allotted, grant.open) for grant in self.current]
+        return len(self.lines), len(self.refused), states, len(self.added_grants), len(self.added_usages)
+
+    def undo(self, mark: tuple[Any, ...]) -> None:
+        lines, refused, states, grants, usages = mark
+        del self.lines[lines:], self.refused[refused:]
+        for known, added, number in (
+            (self.grants, self.added_grants, grants),
+            (self.usages, self.added_usages, usages),
+        ):
+            for ref in added[number:]:
+                del known[ref]
+            del added[number:]
+        self.current = [grant for grant, *_ in states]
+        for grant, remaining, allotted, is_open in states:
+            grant.remaining, grant.allotted, grant.open = remaining, allotted, is_open
 
     def allot(self, grant: Grant) -> None:
         grant.remaining = grant.event["credits"]
@@ -95,6 +118,8 @@ class Account:
                 self.refused.append("conflict")
             return
         grant = self.grants[event["grant_ref"]] = Grant(len(self.grants) + 1, event)
+        self.current.append(grant)
+        self.added_grants.append(event["grant_ref"])
         if grant.starts <= now:
             self.allot(grant)
 
@@ -110,8 +135,9 @@ class Account:
             self.refused.append("occurred_in_future")
             return
         self.usages[event["usage_ref"]] = content
+        self.added_usages.append(event["usage_ref"])
         left, draws = event["credits"], []
-        for grant in sorted(self.grants.values(), key=self.draw_order):
+        for grant in sorted(self.current, key=self.draw_order):
             if left and grant.open and grant.allotted and grant.starts <= event["occurred_at"] < grant.ends:
                 taken = min(left, grant.remaining)
                 grant.remaining -= taken
@@ -138,31 +164,64 @@ def replay(events: Sequence[Event], ledger: Sequence[tuple[str, Line]]) -> tuple
 
     Returns the differences, at most one: after the first nothing can be said.
     """
-    account, waiting = Account(), iter(events)
+    account, place, before = Account(), 0, LONG_AGO
     for now, lines in groupby(ledger, key=lambda pair: pair[0]):
         wanted = [line for _, line in lines]
-        start = len(account.lines)
-        account.settle(now)
-        while len(account.lines) - start < len(wanted):
-            event = next(waiting, None)
-            if event is None:
+        start, found = len(account.lines), []
+        for early in silent(account, events, place, before):
+            mark = account.mark()
+            end = post_group(account, events, (place, place + early), (before, now), len(wanted))
+            found = account.lines[start:]
+            if found == wanted:
                 break
-            account.post(event, now)
-            if len(account.lines) - start < len(wanted):
-                account.settle(now)
-        found = account.lines[start:]
-        if found != wanted:
-            place = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
-            return [
-                f"from position {start + place + 1} at {now}: {found[place : place + 3]}, not {wanted[place : place + 3]}"
-            ], account
-    return finish(account, waiting), account
+            account.undo(mark)
+        else:
+            near = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
+            words = (
+                f"from position {start + near + 1} at {now}: {found[near : near + 3]}, not {wanted[near : near + 3]}"
+            )
+            return [words], account
+        place, before = end, now
+    return finish(account, events[place:]), account
 
 
-def finish(account: Account, waiting: Any) -> list[str]:
+def silent(account: Account, events: Sequence[Event], place: int, before: str) -> list[int]:
+    """Return how many of the next events may have been posted by batches of which no line tells, the most first.
+
+    It matters for a grant that is yet to start: posted earlier it waits for its instant, posted now it is allotted in turn.
+    """
+    mark, lines, choices = account.mark(), len(account.lines), [0]
+    for number in range(place, len(events)):
+        account.post(events[number], before)
+        if len(account.lines) > lines:
+            break
+        if events[number]["type"] == "grant":
+            choices.append(number + 1 - place)
+    account.undo(mark)
+    return choices[::-1]
+
+
+def post_group(
+    account: Account, events: Sequence[Event], places: tuple[int, int], clocks: tuple[str, str], wanted: int
+) -> int:
+    """Post events, the first by the earlier clock, until they have come to that many lines; return the place after."""
+    (place, late), (before, now) = places, clocks
+    for number in range(place, late):
+        account.post(events[number], before)
+    start, place = len(account.lines), late
+    account.settle(now)
+    while len(account.lines) - start < wanted and place < len(events):
+        account.post(events[place], now)
+        place += 1
+        if len(account.lines) - start < wanted:
+            account.settle(now)
+    return place
+
+
+def finish(account: Account, events: Sequence[Event]) -> list[str]:
     """Post what is left: it must come to nothing, or the ledger lacks it."""
     lines = len(account.lines)
-    for event in waiting:
+    for event in events:
         account.post(event, LONG_AGO)
         if len(account.lines) > lines:
             return [f"nothing in the ledger of {event}"]
