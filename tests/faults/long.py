@@ -60,7 +60,7 @@ def run(made: Stage, options: argparse.Namespace, seed: int) -> int:
     stop, stop_reading = threading.Event(), threading.Event()
     served, traffic = Served(), Traffic(seed)
     endpoint = Endpoint(made.port, make_keys(made))
-    made.on_endpoint_killed = lambda: setattr(endpoint, "life", endpoint.life + 1)
+    made.on_kill = lambda sort: note_kill(sort, endpoint, served)
     everybody = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
     stream_door = StreamDoor(stop, made.redis_url, made.broker_url, traffic, options.rate)
     celery_door = CeleryDoor(stop, made.broker_url, celery_lists(seed), 1 / options.messages)
@@ -99,6 +99,12 @@ def run(made: Stage, options: argparse.Namespace, seed: int) -> int:
         print(words)
     print(f"tracebacks of the processes: {dict(made.tracebacks())}")
     return int(bool(facts.wrong or served.wrong or errors or not drained or verified[0]))
+
+
+def note_kill(sort: str, endpoint: Endpoint, served: Served) -> None:
+    """Tell the readers what was killed just now."""
+    served.killed_at = time.monotonic()
+    endpoint.life += sort == "endpoint"
 
 
 def make_keys(made: Stage) -> dict[str, str]:

@@ -56,7 +56,8 @@ class Served:
         self.lock = threading.Lock()
         self.pages: list[Page] = []
         self.walks = self.errors = self.refused = self.wrong_count = 0
-        self.stale = self.back = 0
+        self.stale = self.late = self.back = 0
+        self.killed_at = 0.0
         self.slowest_s = 0.0
         self.wrong: list[str] = []
         self.floors: dict[tuple[int, str, int], int] = {}
@@ -178,7 +179,10 @@ class Reader(Sender):
         self.served.pages.append(Page(org_id, feed, max(newest, 0), wanted, digest_of(page["items"])))
 
     def check_age(self, org_id: str, feed: int, total: int, floor: int, life: int, began: float) -> None:
-        """No page is older than one that this process served, nor than the ledger was 5 s before."""
+        """No page is older than one that this process served, nor than the ledger was 5 s before.
+
+        Where something was killed within these 5 s that is only counted: the promise is about a single crash.
+        """
         if life == self.endpoint.life:
             if total < floor:
                 self.served.back += 1
@@ -187,7 +191,9 @@ class Reader(Sender):
                 key = life, org_id, feed
                 self.served.floors[key] = max(total, self.served.floors.get(key, 0))
         known = self.served.known_count(org_id, feed, began - STALE_S)
-        if total < known:
+        if total < known and self.served.killed_at > began - STALE_S:
+            self.served.late += 1
+        elif total < known:
             self.served.stale += 1
             self.served.say_wrong(f"{org_id} feed {feed}: {total} lines, {known} five seconds before")
 

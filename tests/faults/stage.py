@@ -31,7 +31,7 @@ class Stage:
         self.folder = folder
         self.kills: Counter[str] = Counter()
         self.port = valkey.free_port()
-        self.on_endpoint_killed: Callable[[], None] = lambda: None
+        self.on_kill: Callable[[str], None] = lambda _: None
         self.start_servers(broker)
         with psycopg.connect(self.database_url) as connection:
             migrate(connection, WorkerSettings())
@@ -121,8 +121,7 @@ class Stage:
                 self.start_valkey()
             case _:
                 children.end_group(self.running[name])
-        if sort == "endpoint":
-            self.on_endpoint_killed()
+        self.on_kill(sort)
         self.kills[sort] += 1
 
     def tracebacks(self) -> Counter[str]:
