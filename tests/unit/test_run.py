@@ -104,6 +104,12 @@ def test_a_command_imports_from_the_checkout_alone_and_finds_its_state_there(run
     assert env["USAGE_FEEDS_STATE"] == str(RUN.parent / ".usage-feeds")
 
 
+def test_faults_run_from_the_checkout(run, executed):
+    run.main(["faults", "--minutes", "1"])
+
+    assert executed[0][0] == ["-m", "tests.faults.long", "--minutes", "1"]
+
+
 def test_a_state_folder_that_is_set_stays(run, executed, monkeypatch):
     monkeypatch.setenv("USAGE_FEEDS_STATE", "/elsewhere")
     run.main(["feed", "org_a"])
