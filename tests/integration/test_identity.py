@@ -1,5 +1,4 @@
 import asyncio
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,7 +36,7 @@ class Counted(Postgres):
 
 def run(database_url, use):
     """Return what `use` makes of a fresh process's memory: `use(identities, postgres, pass_s)`."""
-    passed = [time.monotonic()]
+    passed = [1000.0]  # whole seconds, which add up exactly
 
     def pass_s(seconds):
         passed[0] += seconds
