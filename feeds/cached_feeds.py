@@ -16,6 +16,7 @@ from feeds.page import Place
 from feeds.postgres import PostgresAway
 from feeds.scripts import PUT, RANGE, Command
 from feeds.store import Slice
+from feeds.wire import pack
 
 TRIES = 3
 REMEMBERED = 100_000
@@ -38,6 +39,34 @@ class Seen(NamedTuple):
     total: int
 
 
+class Stamped(NamedTuple):
+    """Epoch and server, and what the keys carry of them: None while one of the two is not known."""
+
+    epoch: UUID | None
+    server: Server | None
+    stamp: str | None
+
+
+class Check(NamedTuple):
+    """The question whether a page is still true, made once and sent often: by the count at which it was made.
+
+    `sealed`: that count as the hash keeps it; `packed`: the whole command.
+    """
+
+    stamped: Stamped
+    key: bytes
+    feed: int
+    place: Place
+    total: int
+    sealed: bytes
+    packed: bytes
+
+
+def split(reply: object) -> tuple[object, object]:
+    """Return the sealed count and the entries that `range.lua` returned; an error proves nothing."""
+    return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
+
+
 class CachedFeeds:
     """The cached feeds as one process reads them. An async context manager.
 
@@ -51,7 +80,7 @@ class CachedFeeds:
         self.epoch: UUID | None = None
         self.learning = asyncio.Lock()
         self.seen: OrderedDict[tuple[str, int], Seen] = OrderedDict()
-        self.stamped: tuple[UUID | None, Server | None, str | None] = (None, None, None)
+        self.stamped = Stamped(None, None, None)
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -68,40 +97,62 @@ class CachedFeeds:
             await self.task
         await self.gathered.close()
 
-    async def page(self, org_id: str, feed: int, place: Place, known: int | None = None) -> Found | Same | Missed:
-        """Return what the cache proves to stand at a place of a feed, in one round trip.
-
-        Nothing but `Same` where the feed's count is the one that the reader knows.
-        """
+    async def page(self, org_id: str, feed: int, place: Place) -> Found | Missed:
+        """Return what the cache proves to stand at a place of a feed, in one round trip."""
         key = self.key(org_id)
         if key is None:
             return Missed(Miss.AWAY)
         try:
-            sealed, entries = await self.fetch(key, feed, place, known)
+            sealed, entries = await self.fetch(key, feed, place)
         except FeedsAway:
             return Missed(Miss.AWAY)
-        if known is not None and sealed == cached_page.seal_count(key, feed, known):
-            answer: Found | Missed = Found(known, [])
-        else:
-            answer = cached_page.prove(key, feed, sealed, entries, place, window=self.window)
-            known = None
-        admitted = self.unless_older(org_id, feed, answer)
-        return admitted if known is None or isinstance(admitted, Missed) else Same(known)
+        return self.unless_older(org_id, feed, cached_page.prove(key, feed, sealed, entries, place, window=self.window))
 
-    async def fetch(self, key: bytes, feed: int, place: Place, known: int | None) -> tuple[object, object]:
-        """Return a feed's sealed count and, where it is not the known one, the entries at a place, oldest first."""
+    async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
+        """Return a feed's sealed count and the entries at a place, oldest first."""
         keys = [key, cached_page.list_key(key, feed)]
         if place.skip >= self.window:  # the window holds none of it
             (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
             return sealed, []
-        if known is None and place == Place(place.limit, place.skip):
+        if place == Place(place.limit, place.skip):
             last = -(place.skip + 1)
             commands: list[Command] = [("HGET", key, feed), ("LRANGE", keys[1], last - place.limit + 1, last)]
             sealed, entries = await self.gathered.block(commands)
             return sealed, entries
-        seal = b"" if known is None else cached_page.seal_count(key, feed, known)
-        reply = await self.gathered.run(RANGE, keys, [feed, *place, seal])
-        return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
+        return split(await self.gathered.run(RANGE, keys, [feed, *place, b""]))
+
+    def check(self, org_id: str, feed: int, place: Place, total: int) -> Check | None:
+        """Return the question whether a page made at this count is still true; None while there is no server."""
+        key = self.key(org_id)
+        if key is None:
+            return None
+        sealed = cached_page.seal_count(key, feed, total)
+        command = ("EVALSHA", RANGE.digest, 2, key, cached_page.list_key(key, feed), feed, *place, sealed)
+        return Check(self.stamped, key, feed, place, total, sealed, pack(command))
+
+    def is_current(self, check: Check) -> bool:
+        """Tell whether a check is of the epoch and the server that the next command goes to."""
+        return check.stamped is self.stamp()
+
+    async def look_again(self, org_id: str, check: Check) -> Found | Same | Missed | None:
+        """Return `Same` where a page is still true, else what stands in its place: in one round trip.
+
+        None where the check is of another epoch or server than the next command: ask for the page.
+        """
+        if not self.is_current(check):
+            return None
+        try:
+            [reply] = await self.gathered.share(check.packed)
+            if not isinstance(reply, list):  # most likely the server has not seen the script yet
+                keys = [check.key, cached_page.list_key(check.key, check.feed)]
+                reply = await self.gathered.run(RANGE, keys, [check.feed, *check.place, check.sealed])
+        except FeedsAway:
+            return Missed(Miss.AWAY)
+        if isinstance(reply, list) and reply[0] == check.sealed:
+            admitted = self.unless_older(org_id, check.feed, Found(check.total, []))
+            return Same(check.total) if isinstance(admitted, Found) else admitted
+        proven = cached_page.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
+        return self.unless_older(org_id, check.feed, proven)
 
     async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Slice]]) -> Slice:
         """Read a feed from Postgres and put it into the cache; returns what was read last.
@@ -160,18 +211,25 @@ class CachedFeeds:
 
     def key(self, org_id: str) -> bytes | None:
         """Return the key of an organisation's hash on the server that the next command goes to."""
-        epoch, server, stamped = self.stamped
-        if epoch is not self.epoch or server is not self.gathered.server:
-            epoch, server = self.epoch, self.gathered.server
-            stamped = None if epoch is None or server is None else cached_page.stamp(epoch, server)
-            self.stamped = (epoch, server, stamped)
+        stamped = self.stamp().stamp
         return None if stamped is None else cached_page.hash_key(stamped, org_id)
+
+    def stamp(self) -> Stamped:
+        """Return what all keys carry now: the same object for as long as it is true."""
+        server = self.gathered.server
+        if self.stamped.epoch is not self.epoch or self.stamped.server is not server:
+            stamp = None if self.epoch is None or server is None else cached_page.stamp(self.epoch, server)
+            self.stamped = Stamped(self.epoch, server, stamp)
+        return self.stamped
 
     def unless_older(self, org_id: str, feed: int, answer: Found | Missed) -> Found | Missed:
         """Return an answer, unless this process has served a newer one."""
         if answer.total is None:
             return answer
         seen = self.seen.get((org_id, feed))
+        if seen is not None and answer.total == seen.total:
+            self.seen.move_to_end((org_id, feed))
+            return answer
         if seen is not None and answer.total < seen.total:
             return Missed(Miss.OLDER)
         self.remember(org_id, feed, answer.total)

@@ -5,6 +5,7 @@ import hmac
 import struct
 from base64 import b64decode, urlsafe_b64encode
 from enum import IntEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
 from feeds.page import KINDS, Filter, Place
@@ -39,10 +40,14 @@ class BadCursor(ValueError):  # noqa: N818 -- the reader's mistake, by its name
 
 
 class Seal(NamedTuple):
-    """What signs the cursors of one ledger. `usage_numbers` as in `feeds.schema.Ledger`."""
+    """What signs the cursors and tags of one ledger. `usage_numbers` as in `feeds.schema.Ledger`."""
 
     secret: bytes
     usage_numbers: dict[str, int]
+
+    def sign(self, use: bytes, facts: bytes, size: int) -> bytes:
+        """Return a signature of so many bytes, good for one use: keyed BLAKE2b, a third of HMAC's cost."""
+        return blake2b(facts, digest_size=size, key=self.secret, person=use).digest()
 
 
 def place_cursor(cursor: Cursor, limit: int) -> Place:
@@ -80,4 +85,4 @@ def read_cursor(seal: Seal, org_id: str, text: str) -> tuple[Filter, Cursor]:
 
 def sign(seal: Seal, org_id: str, fields: bytes) -> bytes:
     """Return the signature of a cursor's fields for one organisation."""
-    return hmac.digest(seal.secret, b"cursor 1\0" + org_id.encode() + b"\0" + fields, "sha256")[:TAG_BYTES]
+    return seal.sign(b"cursor 2", org_id.encode() + b"\0" + fields, TAG_BYTES)

@@ -26,7 +26,7 @@ from feeds.limit import Limits
 from feeds.metrics import CONTENT_TYPE, Scrapes
 from feeds.openapi import describe
 from feeds.postgres import Postgres, PostgresAway
-from feeds.rendered import Rendered
+from feeds.repeats import Repeats
 from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
@@ -72,7 +72,7 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
             feeds = Feeds(Store(postgres, ledger.usage_numbers), flights, cache)
             seal = Seal(ledger.cursor_secret, ledger.usage_numbers)
             yield {
-                "serving": Serving(seal, feeds, identities, Rendered(), Limits(cache.gathered)),
+                "serving": Serving(seal, feeds, identities, Repeats(), Limits(cache.gathered)),
                 "postgres": postgres,
                 "scrapes": Scrapes(cache.gathered),
                 "openapi": describe(ledger.usage_kinds),

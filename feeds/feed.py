@@ -5,7 +5,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from feeds import tally
-from feeds.cached_feeds import CachedFeeds
+from feeds.cached_feeds import CachedFeeds, Check
 from feeds.cached_page import Found, Miss, Missed, Same
 from feeds.flight import Flights
 from feeds.page import Filter, Place, cut, feed_number
@@ -26,27 +26,22 @@ class Feeds(NamedTuple):
     cache: CachedFeeds
 
 
-class Known(NamedTuple):
-    """Of which moment of a feed a reader has a page already."""
-
-    epoch: UUID
-    total: int
-
-
-async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, known: Known | None = None) -> Slice | None:
-    """Return the lines at a place of an organisation's feed as they are now; None where they are those known.
+async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, check: Check | None = None) -> Slice | None:
+    """Return the lines at a place of an organisation's feed as they are now; None where the check finds them the same.
 
     From the cache in one round trip, else from Postgres. Raises `PostgresAway`.
     """
-    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
-    if number is None:
-        return Slice(NEVER, 0, 0, 0, [])
-    epoch = feeds.cache.epoch  # `page` builds its keys before it waits for anything: they are of this epoch
-    known_total = known.total if known and known.epoch == epoch else None
-    answer = await feeds.cache.page(org_id, number, place, known_total)
+    epoch = feeds.cache.epoch  # the cache builds its keys before it waits for anything: they are of this epoch
+    answer = await feeds.cache.look_again(org_id, check) if check else None
     if isinstance(answer, Same):
         tally.hits["process"] += 1
         return None
+    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
+    if number is None:
+        return Slice(NEVER, 0, 0, 0, [])
+    if answer is None:
+        epoch = feeds.cache.epoch
+        answer = await feeds.cache.page(org_id, number, place)
     if isinstance(answer, Found):
         tally.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
@@ -61,6 +56,16 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, known: Kno
             return found
     except TimeoutError as error:
         raise PostgresAway("no page in time") from error
+
+
+def check_page(  # noqa: PLR0913, PLR0917 -- what was asked, and the moment of the answer
+    feeds: Feeds, org_id: str, feed: Filter, place: Place, epoch: UUID, total: int
+) -> Check | None:
+    """Return the question whether a page is still true; None while the cache cannot answer it."""
+    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
+    if number is None or epoch != feeds.cache.epoch:
+        return None
+    return feeds.cache.check(org_id, number, place, total)
 
 
 async def read_ledger(  # noqa: PLR0913, PLR0917 -- what was asked, and what the cache said

@@ -66,11 +66,20 @@ class Gathered:
         Awaited, it gives what MULTI, the commands and EXEC were answered, or just the commands.
         Who builds keys for `server` and calls this without awaiting in between reaches that server.
         """
-        if self.wire is None:
-            future: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
-            future.set_exception(FeedsAway(self.last_error))
-            return future
-        return self.wire.send(commands, atomic=atomic)
+        return self.wire.send(commands, atomic=atomic) if self.wire is not None else self.fail()
+
+    def share(self, packed: bytes) -> asyncio.Future[Replies]:
+        """Send a packed command that only reads, once for all who ask for it in this turn of the event loop.
+
+        A reply may hold for many, so nobody may change it. Fails as FeedsAway.
+        """
+        return self.wire.share(packed) if self.wire is not None else self.fail()
+
+    def fail(self) -> asyncio.Future[Replies]:
+        """Return what an asker gets while there is no connection."""
+        future: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
+        future.set_exception(FeedsAway(self.last_error))
+        return future
 
     async def block(self, commands: Sequence[Command]) -> Replies:
         """Return the replies to commands that run as one block, errors among them.
@@ -169,8 +178,8 @@ class Gathered:
         try:
             while not wire.lost.done():
                 await asyncio.wait([wire.lost], timeout=LOOK_EVERY_S)
-                if not wire.lost.done():
-                    self.known = await self.look(wire)
+                if not wire.lost.done() and (server := await self.look(wire)) != self.known:
+                    self.known = server  # the same object for as long as it is the same server
         finally:
             wire.cut("closed")
         return wire.lost.result()

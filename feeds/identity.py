@@ -82,14 +82,14 @@ class Identities:
 
         Raises `IdentityMissing`, `Forbidden`, or `PostgresAway` where nothing is remembered.
         """
-        if not is_well_formed(secret):
-            raise IdentityMissing
         if named_org_id is not None and not ORG_ID.fullmatch(named_org_id):
             named_org_id = NO_ORG
         asker = Asker(digest_of(secret), named_org_id)
         grant = self._granted.get(asker)
         now = time.monotonic()
         if grant is None or now >= grant.ask_after:
+            if not is_well_formed(secret):
+                raise IdentityMissing
             refusal = self._refused.get(asker)
             if refusal is not None and now < refusal.ask_after:
                 raise refusal.problem

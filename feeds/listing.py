@@ -1,6 +1,5 @@
 """How is a page of a feed served: its body, its ETag?"""
 
-import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -69,10 +68,12 @@ def this_page(ask: Ask, span: Span) -> Cursor:
 
 def tag_listing(seal: Seal, org_id: str, ask: Ask, count: int, epoch: UUID) -> str:
     """Return the strong ETag: a function of all that the body is a function of."""
-    cursor = tuple(ask.cursor) if ask.cursor else None
-    facts = repr((RENDERING, org_id, ask.feed.kind, ask.feed.usage_kind, ask.limit, ask.page, cursor, count, epoch.hex))
-    digest = hmac.digest(seal.secret, b"etag " + facts.encode(), "sha256")[:18]
-    return f'"{urlsafe_b64encode(digest).decode()}"'
+    feed, cursor = ask.feed, ask.cursor
+    # No part holds a blank, so that different facts never read the same.
+    facts = f"{RENDERING} {org_id} {feed.kind} {feed.usage_kind} {ask.limit} {ask.page} {count} {epoch.int}"
+    if cursor is not None:
+        facts += f" {cursor.direction:d} {cursor.ordinal} {cursor.ceiling}"
+    return f'"{urlsafe_b64encode(seal.sign(b"etag", facts.encode(), 18)).decode()}"'
 
 
 def matches(if_none_match: str, etag: str) -> bool:

@@ -1,6 +1,7 @@
 """What do the parameters of a request ask for?"""
 
 import re
+from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 from feeds.cursor import BadCursor, Cursor, Seal, read_cursor
@@ -29,7 +30,7 @@ def read_ask(query_string: bytes, seal: Seal, org_id: str) -> Ask:
         return FIRST_PAGE
     values: Values = {name: [] for name in ("kind", "usage_kind", "page", "limit", "cursor")}
     unknown: list[str] = []
-    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="replace"):
+    for name, value in split_query(query_string.decode("latin-1")):
         if name not in values:
             unknown.append(name)
         elif value:
@@ -39,6 +40,13 @@ def read_ask(query_string: bytes, seal: Seal, org_id: str) -> Ask:
     if unknown:
         raise InvalidParameter(fields={name[:64]: "unknown parameter" for name in unknown[:10]})
     return ask
+
+
+def split_query(query: str) -> Iterable[tuple[str, str]]:
+    """Return names and values as `parse_qsl` does, which takes five times as long for what needs no decoding."""
+    if "%" in query or "+" in query:
+        return parse_qsl(query, keep_blank_values=True, errors="replace")
+    return [(name, value) for name, _, value in (part.partition("=") for part in query.split("&") if part)]
 
 
 def read_filter(values: Values, seal: Seal) -> Filter:

@@ -9,13 +9,13 @@ from starlette.types import Receive, Scope, Send
 from feeds import tally
 from feeds.cursor import Seal
 from feeds.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
-from feeds.feed import Feeds, Known, read
+from feeds.feed import Feeds, check_page, read
 from feeds.identity import Grant, Identities
 from feeds.limit import Limits
-from feeds.listing import Ask, matches, show_listing, tag_listing
+from feeds.listing import matches, show_listing, tag_listing
 from feeds.postgres import PostgresAway
 from feeds.query import read_ask
-from feeds.rendered import Page, Rendered
+from feeds.repeats import Headers, Meaning, Page, Repeats, read_question
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ GUARDS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 """What keeps a browser from taking an answer for a page of ours."""
-SHARED_HEADERS = (
-    (b"content-type", b"application/json"),
+COMMON_HEADERS = (
     (b"cache-control", b"private, no-cache"),
     (b"vary", b"Authorization, X-Org-ID"),
     *GUARDS,
 )
+SHARED_HEADERS = ((b"content-type", b"application/json"), *COMMON_HEADERS)
 
 
 class Serving(NamedTuple):
@@ -38,7 +38,7 @@ class Serving(NamedTuple):
     seal: Seal
     feeds: Feeds
     identities: Identities
-    rendered: Rendered
+    repeats: Repeats
     limits: Limits
 
 
@@ -51,12 +51,11 @@ class Answer(NamedTuple):
     code: str
 
 
-class Question(NamedTuple):
-    """The headers that we read. `org_ids` holds every `X-Org-ID` that says something."""
+class Credentials(NamedTuple):
+    """The headers that say who asks. `org_ids` holds every `X-Org-ID` that says something."""
 
     authorizations: list[str]
     org_ids: list[str]
-    if_none_match: str
 
 
 async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's own signature
@@ -82,61 +81,79 @@ async def answer_usage(scope: Scope) -> Answer:
     if scope["method"] not in {"GET", "HEAD"}:
         raise MethodNotAllowed
     serving: Serving = scope["state"]["serving"]
-    question = read_headers(scope["headers"])
-    grant = await identify(serving.identities, question)
-    org_id = grant.org_id or ""
-    ask = read_ask(scope["query_string"], serving.seal, org_id)
-    if len(question.org_ids) > 1:
-        raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
+    headers = scope["headers"]
+    given = dict(headers)
+    # A header that comes twice is looked at closely, each time.
+    question = read_question(given, scope["query_string"]) if len(given) == len(headers) else None
+    meaning = serving.repeats.find(question)
+    if meaning is None:
+        meaning = await understand(serving, headers, scope["query_string"])
+        serving.repeats.keep(question, meaning)
+    grant = meaning.grant
     if grant.rate is None:
-        page = await find_page(serving, org_id, ask)
+        page = await find_page(serving, meaning)
     else:  # side by side, and so in one round trip
-        _, page = await asyncio.gather(serving.limits.take(grant.key_id, grant.rate), find_page(serving, org_id, ask))
-    headers = [*SHARED_HEADERS, (b"etag", page.etag.encode())]
-    if question.if_none_match and matches(question.if_none_match, page.etag):
-        return Answer(304, headers[1:], b"", "unchanged")
-    return Answer(200, [*headers, (b"content-length", b"%d" % len(page.body))], page.body, "page")
+        _, page = await asyncio.gather(serving.limits.take(grant.key_id, grant.rate), find_page(serving, meaning))
+    if b"if-none-match" in given and matches(join_values(headers, b"if-none-match"), page.etag):
+        return Answer(304, [*COMMON_HEADERS, (b"etag", page.etag.encode())], b"", "unchanged")
+    return Answer(200, page.headers, page.body, "page")
 
 
-async def find_page(serving: Serving, org_id: str, ask: Ask) -> Page:
+async def understand(serving: Serving, headers: Headers, query_string: bytes) -> Meaning:
+    """Return who asks, and what for. Raises `Problem`, in the contract's order, or `PostgresAway`."""
+    credentials = read_credentials(headers)
+    grant = await identify(serving.identities, credentials)
+    ask = read_ask(query_string, serving.seal, grant.org_id or "")
+    if len(credentials.org_ids) > 1:
+        raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
+    return Meaning(grant, ask)
+
+
+async def find_page(serving: Serving, meaning: Meaning) -> Page:
     """Return the page as it is sent: the one sent before, where the feed's count says that it is still true."""
-    kept = serving.rendered.find(org_id, ask)
-    found = await read(serving.feeds, org_id, ask.feed, ask.place, kept and kept.known)
+    org_id, ask, kept = meaning.org_id, meaning.ask, meaning.page
+    if kept is not None and (meaning.check is None or not serving.feeds.cache.is_current(meaning.check)):
+        meaning.check = check_page(serving.feeds, org_id, ask.feed, ask.place, kept.epoch, kept.total)
+    found = await read(serving.feeds, org_id, ask.feed, ask.place, meaning.check)
     if found is None:
         assert kept is not None, "only what is known can be unchanged"
         return kept
     etag = tag_listing(serving.seal, org_id, ask, found.total, found.epoch)
     body = show_listing(serving.seal, org_id, ask, found.total, found.entries)
-    page = Page(Known(found.epoch, found.total), etag, body)
-    serving.rendered.keep(org_id, ask, page)
-    return page
+    headers = [*SHARED_HEADERS, (b"etag", etag.encode()), (b"content-length", b"%d" % len(body))]
+    meaning.page, meaning.check = Page(found.epoch, found.total, etag, headers, body), None
+    return meaning.page
 
 
-async def identify(identities: Identities, question: Question) -> Grant:
+async def identify(identities: Identities, credentials: Credentials) -> Grant:
     """Return what the key grants, and for which organisation. Raises `IdentityMissing` or `Forbidden`.
 
     None is named for a personal key with several `X-Org-ID`, which is refused once the parameters are read.
     """
-    if len(question.authorizations) != 1:
+    if len(credentials.authorizations) != 1:
         raise IdentityMissing
-    scheme, _, secret = question.authorizations[0].partition(" ")
+    scheme, _, secret = credentials.authorizations[0].partition(" ")
     if scheme.lower() != "bearer":
         raise IdentityMissing
-    named_org_id = question.org_ids[0] if len(question.org_ids) == 1 else None
+    named_org_id = credentials.org_ids[0] if len(credentials.org_ids) == 1 else None
     grant = await identities.identify(secret.strip(" "), named_org_id)
-    if grant.org_id is None and not question.org_ids:
+    if grant.org_id is None and not credentials.org_ids:
         raise IdentityMissing
     return grant
 
 
-def read_headers(headers: list[tuple[bytes, bytes]]) -> Question:
-    """Return the headers that we read. An empty one is an absent one."""
-    given: dict[bytes, list[str]] = {b"authorization": [], b"x-org-id": [], b"if-none-match": []}
+def join_values(headers: Headers, name: bytes) -> str:
+    """Return all values of a header as one."""
+    return ",".join(value.decode("latin-1") for given, value in headers if given == name)
+
+
+def read_credentials(headers: Headers) -> Credentials:
+    """Return the headers that say who asks. An empty one is an absent one."""
+    given: dict[bytes, list[str]] = {b"authorization": [], b"x-org-id": []}
     for name, value in headers:
         if name in given and value:
             given[name].append(value.decode("latin-1"))
-    authorizations, org_ids, if_none_match = given.values()
-    return Question(authorizations, org_ids, ",".join(if_none_match))
+    return Credentials(*given.values())
 
 
 def show_problem(problem: Problem) -> Answer:

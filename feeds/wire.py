@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import hiredis
@@ -12,8 +12,15 @@ from feeds.scripts import Command
 
 Replies = list[object]
 
-MULTI = hiredis.pack_command(("MULTI",))
-EXEC = hiredis.pack_command(("EXEC",))
+
+def pack(command: Command) -> bytes:
+    """Return a command as it is sent."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples alone
+    return packed
+
+
+MULTI = pack(("MULTI",))
+EXEC = pack(("EXEC",))
 MAX_WAITING = 10_000
 """How many requests may wait for their replies; more are refused."""
 
@@ -36,15 +43,27 @@ class Wire(asyncio.Protocol):
         self.waiting: deque[Waiting] = deque()
         self.received: Replies = []
         self.unsent: list[bytes] = []
+        self.shared: dict[bytes, asyncio.Future[Replies]] = {}
         self.alarm: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[str] = self.loop.create_future()
 
     def send(self, commands: Iterable[Command], *, atomic: bool) -> asyncio.Future[Replies]:
         """Send commands, as one MULTI block if `atomic`; the replies come in their order, errors among them."""
-        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub knows 1-tuples alone
+        packed = [pack(command) for command in commands]
         if atomic:
             packed = [MULTI, *packed, EXEC]
+        return self.send_packed(packed)
+
+    def share(self, packed: bytes) -> asyncio.Future[Replies]:
+        """Send a command that only reads, once for all who ask for it in this turn of the event loop."""
+        future = self.shared.get(packed)
+        if future is None:
+            future = self.shared[packed] = self.send_packed([packed])
+        return future
+
+    def send_packed(self, packed: Sequence[bytes]) -> asyncio.Future[Replies]:
+        """Send commands that are packed already; the replies come in their order."""
         future: asyncio.Future[Replies] = self.loop.create_future()
         if self.lost.done() or len(self.waiting) >= MAX_WAITING:
             future.set_exception(FeedsAway("the connection is lost" if self.lost.done() else "too many requests wait"))
@@ -60,6 +79,7 @@ class Wire(asyncio.Protocol):
     def flush(self) -> None:
         """Write what this turn of the event loop has gathered."""
         unsent, self.unsent = self.unsent, []
+        self.shared.clear()
         if self.transport is not None and not self.lost.done():
             self.transport.write(b"".join(unsent))
 

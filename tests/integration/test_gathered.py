@@ -16,6 +16,7 @@ from feeds.cached_page import FeedsAway, Found, Miss, Missed
 from feeds.gathered import Gathered
 from feeds.page import place_page
 from feeds.postgres import PostgresAway
+from feeds.wire import pack
 from tests.integration.feed_ledger import ORG, FeedLedger, own_server, until
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,17 @@ async def test_concurrent_requests_leave_as_one_pipeline_and_each_gets_its_own_r
         assert [answer[1] for answer in answers] == [b"%d" % i for i in range(50)]
         assert all(str(answer[2]).startswith("WRONGTYPE") for answer in answers)
         assert relay.chunks == before + 1
+
+
+async def test_a_question_of_many_in_one_turn_is_sent_once_and_again_in_the_next(redis_url):
+    async with connected(redis_url) as connection:
+        with redis.Redis.from_url(redis_url) as client:
+            before = client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+            for turn in (1, 2):
+                client.set("number", turn)
+                answers = await asyncio.gather(*(connection.share(pack(("GET", "number"))) for _ in range(20)))
+                assert answers == [[str(turn).encode()]] * 20
+                assert client.info("commandstats")["cmdstat_get"]["calls"] == before + turn
 
 
 async def test_a_cached_page_costs_one_round_trip(redis_url):
