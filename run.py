@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set this checkout up, where it is not yet, and run it: `python3 run.py [test | faults | COMMAND] …`.
+"""Set this checkout up, where it is not yet, and run it: `python3 run.py [test | faults | bench | COMMAND] …`.
 
 Alone it is `up --demo`. The first run makes `.venv` from `requirements.lock`. Standard library alone.
 """
@@ -39,6 +39,8 @@ def main(arguments: "list[str]") -> NoReturn:
     program = ["worker", *(arguments or ["up", "--demo"])]
     if arguments[:1] == ["faults"]:
         program = ["tests.faults.long", *arguments[1:]]
+    if arguments[:1] == ["bench"]:
+        program = ["tests.bench", *arguments[1:]]
     command = [str(VENV / "bin" / "python"), "-m", *program]
     os.execve(command[0], command, environment())  # noqa: S606 -- no shell is wanted
 

@@ -1,0 +1,11 @@
+"""A Celery application whose task does nothing. `--broker` says where its messages are."""
+
+from celery import Celery
+
+app = Celery("nothing")
+app.conf.task_ignore_result = True
+
+
+@app.task(name="nothing")
+def nothing(n: int) -> None:
+    """Do nothing."""

@@ -1,0 +1,36 @@
+"""The reply that costs nothing to find: the same bytes and headers for every request, by the very server of `serve`.
+
+`python -m tests.bench.static_reply PORT BODY_FILE`.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from starlette.types import Receive, Scope, Send
+
+from feeds.usage import SHARED_HEADERS
+from worker.commands import serve
+
+
+class Static:
+    """A bare ASGI app."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.headers = [*SHARED_HEADERS, (b"etag", b'"' + b"x" * 24 + b'"'), (b"content-length", b"%d" % len(body))]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+if __name__ == "__main__":
+    serve.app = Static(Path(sys.argv[2]).read_bytes())
+    asyncio.run(serve.run("127.0.0.1", int(sys.argv[1])))
