@@ -5,8 +5,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from feeds import tally
-from feeds.cached_feeds import CachedFeeds, Check
-from feeds.cached_page import Found, Miss, Missed, Same
+from feeds.cached.proof import Found, Miss, Missed, Same
+from feeds.cached.reader import CachedFeeds, Check
 from feeds.flight import Flights
 from feeds.page import Filter, Place, cut, feed_number
 from feeds.postgres import PostgresAway

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import psycopg
 from uuid_utils.compat import uuid7
 
-from feeds import cache
-from feeds.link import Link
+from feeds.cached import writer
+from feeds.cached.link import Link
 from feeds.movement import USAGE_BORNE, Kind, Movement
 from feeds.page import count_feeds, feed_numbers
 from worker.chain import chain, show_draws, start_chain
@@ -36,7 +36,7 @@ def seed_shown(connection: psycopg.Connection[Any], redis_url: str, org_id: str,
     """Append these lines, and have the cached feeds show them, as a worker does after its commit."""
     link = Link(redis_url)
     try:
-        cache.show(link, connection, {org_id: seed(connection, org_id, lines)})
+        writer.show(link, connection, {org_id: seed(connection, org_id, lines)})
     finally:
         link.close()
 

@@ -12,8 +12,8 @@ import psycopg
 from psycopg import Connection
 from redis import Redis
 
-from feeds.cache import show as cache_feeds
-from feeds.link import Link
+from feeds.cached.link import Link
+from feeds.cached.writer import show as cache_feeds
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker import counts
 from worker import streams as event_streams

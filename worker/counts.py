@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from feeds.cache import Shown
+from feeds.cached.writer import Shown
 from worker.entries import Entry
 from worker.ledger import Posted
 

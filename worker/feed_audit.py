@@ -11,10 +11,11 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from feeds import cached_page, store
-from feeds.cache import look, read_epoch
-from feeds.cached_page import WINDOW, FeedsAway, Found, Missed
-from feeds.link import Link
+from feeds import store
+from feeds.cached import proof
+from feeds.cached.link import Link
+from feeds.cached.proof import WINDOW, FeedsAway, Found, Missed
+from feeds.cached.writer import look, read_epoch
 from feeds.page import Place, count_feeds, filter_of
 from feeds.queries import load_queries
 from worker.audit import Finding
@@ -73,7 +74,7 @@ def audit_feeds(
 
 def find_cached(sight: Sight) -> list[str]:
     """Return the organisations that have cached feeds, in order."""
-    prefix = cached_page.hash_key(cached_page.stamp(sight.epoch, sight.link.server()), "")[:-1]
+    prefix = proof.hash_key(proof.stamp(sight.epoch, sight.link.server()), "")[:-1]
     found: set[str] = set()
     cursor: Any = b"0"
     while True:

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from redis.exceptions import RedisError
 
-from feeds.metrics import Memory, show_redis
+from feeds.endpoint.metrics import Memory, show_redis
 from feeds.queries import load_queries
 from worker.counts import COUNTS, VERIFIED, read_counts
 from worker.events import EventRefused

@@ -14,8 +14,8 @@ from redis import Redis
 from typeid import TypeID
 from uuid_utils.compat import uuid7
 
-from feeds import cache
-from feeds.cached_feeds import CachedFeeds
+from feeds.cached import writer
+from feeds.cached.reader import CachedFeeds
 from feeds.feed import Feeds, read
 from feeds.flight import Flights
 from feeds.movement import Kind
@@ -168,7 +168,7 @@ async def warm(ground: Ground, org_ids: Sequence[str]) -> None:
     postgres = Postgres(ground.database_url, deadline_s=30)
 
     async def read_epoch() -> UUID:
-        [(epoch,)] = await postgres.fetch(cache.SQL["read_epoch"], {})
+        [(epoch,)] = await postgres.fetch(writer.SQL["read_epoch"], {})
         return UUID(str(epoch))
 
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
 
-from feeds.usage import SHARED_HEADERS
+from feeds.endpoint.usage import SHARED_HEADERS
 from worker.commands import serve
 
 

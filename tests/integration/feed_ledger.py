@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from feeds import cached_page
-from feeds.cached_feeds import CachedFeeds
-from feeds.cached_page import Found
-from feeds.link import Link
+from feeds.cached import proof
+from feeds.cached.link import Link
+from feeds.cached.proof import Found
+from feeds.cached.reader import CachedFeeds
 from feeds.movement import Kind, Movement, render
 from feeds.page import Place, feed_numbers, place_page
 from feeds.store import Slice
@@ -123,7 +123,7 @@ async def until(condition, within_s=10.0):
 
 
 def hash_of(link, ledger, org_id=ORG):
-    return cached_page.hash_key(cached_page.stamp(ledger.epoch, link.server()), org_id)
+    return proof.hash_key(proof.stamp(ledger.epoch, link.server()), org_id)
 
 
 def expected(ledger, feed=FEED, place=None):

@@ -5,8 +5,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from feeds import cache, cached_page
-from feeds.cached_page import Found, Miss, Missed
+from feeds.cached import proof, writer
+from feeds.cached.proof import Found, Miss, Missed
 from feeds.movement import Kind
 from feeds.page import Place, place_page
 from tests.integration.feed_ledger import (
@@ -32,7 +32,7 @@ async def test_a_feed_that_was_read_shows_every_later_append_without_postgres(re
         await read(feeds, ledger)
         with link_to(redis_url) as link:
             for kind in (Kind.CONSUME, Kind.ALLOT, Kind.CONSUME):
-                assert cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3, kind)}).appended == 1
+                assert writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3, kind)}).appended == 1
                 for number in (1, 2):
                     place = place_page(number, 20)
                     assert await feeds.page(ORG, FEED, place) == expected(ledger, place=place)
@@ -42,7 +42,7 @@ async def test_a_feed_that_was_read_shows_every_later_append_without_postgres(re
 async def test_organisations_that_nobody_reads_are_left_alone(redis_url):
     ledger = FeedLedger()
     with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-        assert cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3)}).appended == 0
+        assert writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3)}).appended == 0
         assert client.dbsize() == 0
 
 
@@ -52,7 +52,7 @@ async def test_an_empty_feed_is_a_hit_and_its_first_line_is_shown(redis_url):
         await read(feeds, ledger)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == Found(0, [])
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
+            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
             assert all(0 < client.pttl(key) <= 600_000 for key in client.scan_iter())
 
@@ -78,7 +78,7 @@ async def test_a_cursor_keeps_its_place_while_lines_arrive(redis_url):
         with link_to(redis_url) as link:
             for _ in range(3):
                 assert (await feeds.page(ORG, FEED, Place(5, ceiling=20))).entries == below
-                cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
+                writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
         assert (await feeds.page(ORG, FEED, Place(5, ceiling=40, floor=35))).entries == ledger.newest_first(ORG, FEED)[
             :1
         ]
@@ -92,9 +92,9 @@ async def test_an_append_of_more_than_the_window_makes_the_list_anew(redis_url):
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 450)})
-            key = cached_page.list_key(hash_of(link, ledger), FEED)
-            assert client.llen(key) == cached_page.WINDOW
+            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 450)})
+            key = proof.list_key(hash_of(link, ledger), FEED)
+            assert client.llen(key) == proof.WINDOW
             assert client.pttl(key) > 0
         assert await feeds.page(ORG, FEED, place_page(10, 20)) == expected(ledger, place=place_page(10, 20))
 
@@ -106,10 +106,10 @@ async def test_appends_in_the_wrong_order_serve_no_gap(redis_url):
         await read(feeds, ledger)
         older, newer = ledger.post(ORG, 3), ledger.post(ORG, 2)
         with link_to(redis_url) as link:
-            cache.append(link, ledger.epoch, {ORG: newer})
+            writer.append(link, ledger.epoch, {ORG: newer})
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.SHORT, 10)
             assert await read(feeds, ledger) == expected(ledger)
-            cache.append(link, ledger.epoch, {ORG: older})
+            writer.append(link, ledger.epoch, {ORG: older})
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
 
@@ -119,7 +119,7 @@ async def test_a_batch_of_which_a_refill_has_seen_a_part_adds_the_rest(redis_url
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         with link_to(redis_url) as link:
-            cache.append(link, ledger.epoch, {ORG: seen + ledger.post(ORG, 3)})
+            writer.append(link, ledger.epoch, {ORG: seen + ledger.post(ORG, 3)})
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
     assert ledger.reads == 1
 
@@ -131,10 +131,10 @@ async def test_lines_with_anothers_between_them_are_not_shown_as_neighbours(redi
         await read(feeds, ledger)
         between, after = ledger.post(ORG, 2), ledger.post(ORG, 2)
         with link_to(redis_url) as link:
-            cache.append(link, ledger.epoch, {ORG: before[-2:] + after})
+            writer.append(link, ledger.epoch, {ORG: before[-2:] + after})
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.SHORT, 11)
             assert await read(feeds, ledger) == expected(ledger)
-            cache.append(link, ledger.epoch, {ORG: between})
+            writer.append(link, ledger.epoch, {ORG: between})
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
 
@@ -145,7 +145,7 @@ async def test_a_refill_that_read_before_a_newer_append_is_refused(redis_url):
         with link_to(redis_url) as link:
             fence = await feeds.fence(ORG, FEED)
             old = await ledger.reader(ORG, FEED)()
-            cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
+            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
 
             assert not await feeds.put(fence, FEED, old)
             assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
@@ -163,7 +163,7 @@ async def test_a_refill_reads_again_when_something_newer_came_and_returns_what_i
 
             async def read_while_lines_arrive():
                 newest = await read_newest()
-                cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
+                writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
                 return newest
 
             newest = await feeds.refill(ORG, FEED, read_while_lines_arrive)
@@ -177,7 +177,7 @@ async def test_a_later_append_that_passed_a_cold_feed_by_is_not_hidden_by_an_ear
     async with cached_feeds(redis_url, ledger) as feeds:
         assert await feeds.fence(ORG, FEED)
         with link_to(redis_url) as link:
-            cache.append(link, ledger.epoch, {ORG: first})
+            writer.append(link, ledger.epoch, {ORG: first})
         assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
         assert await read(feeds, ledger) == expected(ledger)
 
@@ -191,7 +191,7 @@ async def test_no_refill_prolongs_the_life_of_what_was_cached_before(redis_url):
             client.pexpire(hash_of(link, ledger), 5_000)
             await feeds.refill(ORG, 1, ledger.reader(ORG, 1))
             assert 0 < client.pttl(hash_of(link, ledger)) <= 5_000
-            assert 0 < client.pttl(cached_page.list_key(hash_of(link, ledger), 1)) <= 5_000
+            assert 0 < client.pttl(proof.list_key(hash_of(link, ledger), 1)) <= 5_000
 
 
 async def test_a_page_is_never_older_than_one_already_served(redis_url):
@@ -226,12 +226,12 @@ async def test_one_look_tells_all_that_is_cached_of_an_organisation(redis_url):
         for feed in (0, 1, 2):
             await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            client.lpush(cached_page.list_key(hash_of(link, ledger), 1), "nonsense")
+            client.lpush(proof.list_key(hash_of(link, ledger), 1), "nonsense")
             newest = Found(5, ledger.newest_first(ORG, 0)[:3])
-            looked = cache.look(link, ledger.epoch, ORG, range(12))
+            looked = writer.look(link, ledger.epoch, ORG, range(12))
             assert looked == {0: newest, 1: Missed(Miss.CORRUPT), 2: Found(0, [])}
-            client.lpush(cached_page.list_key(hash_of(link, ledger), 2), "nonsense")
-            assert cache.look(link, ledger.epoch, ORG, [2]) == {2: Missed(Miss.TORN)}
+            client.lpush(proof.list_key(hash_of(link, ledger), 2), "nonsense")
+            assert writer.look(link, ledger.epoch, ORG, [2]) == {2: Missed(Miss.TORN)}
 
 
 async def test_dropped_organisations_leave_nothing(redis_url):
@@ -240,5 +240,5 @@ async def test_dropped_organisations_leave_nothing(redis_url):
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            assert cache.drop(link, ledger.epoch, [ORG, "org_b"]) == 1
+            assert writer.drop(link, ledger.epoch, [ORG, "org_b"]) == 1
             assert client.dbsize() == 0

@@ -3,8 +3,8 @@
 import pytest
 import redis
 
-from feeds import cache, cached_page
-from feeds.cached_page import Found, Miss, Missed
+from feeds.cached import proof, writer
+from feeds.cached.proof import Found, Miss, Missed
 from feeds.page import place_page
 from tests.integration.feed_ledger import (
     COUNT,
@@ -36,7 +36,7 @@ async def test_a_damaged_count_is_a_miss_and_is_repaired(redis_url, count):
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
             client.hset(hash_of(link, ledger), str(FEED), count)
-            cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
+            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.COLD)
 
 
@@ -57,7 +57,7 @@ async def test_a_damaged_entry_is_a_miss_and_is_repaired(redis_url, damage, reas
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            key = cached_page.list_key(hash_of(link, ledger), FEED)
+            key = proof.list_key(hash_of(link, ledger), FEED)
             client.lset(key, 2, damage(client.lindex(key, 2)))
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(reason)
             assert await read(feeds, ledger) == expected(ledger)
@@ -69,7 +69,7 @@ async def test_an_entry_of_another_rendering_is_a_miss(redis_url, monkeypatch):
     ledger.post(ORG, 5)
     async with cached_feeds(redis_url, ledger) as feeds:
         with monkeypatch.context() as older:
-            older.setattr(cached_page, "RENDERING", cached_page.RENDERING + 1)
+            older.setattr(proof, "RENDERING", proof.RENDERING + 1)
             await read(feeds, ledger)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.CORRUPT)
         assert await read(feeds, ledger) == await read(feeds, ledger) == expected(ledger)
@@ -85,7 +85,7 @@ async def test_what_belongs_to_another_organisation_proves_nothing(redis_url):
         await feeds.refill("org_b", FEED, ledger.reader("org_b", FEED))
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
             ours, theirs = hash_of(link, ledger), hash_of(link, ledger, "org_b")
-            client.copy(cached_page.list_key(theirs, FEED), cached_page.list_key(ours, FEED), replace=True)
+            client.copy(proof.list_key(theirs, FEED), proof.list_key(ours, FEED), replace=True)
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.CORRUPT)
             client.copy(theirs, ours, replace=True)
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.CORRUPT)
@@ -97,12 +97,12 @@ async def test_keys_of_another_type_are_a_miss_and_are_repaired(redis_url):
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            for key in (hash_of(link, ledger), cached_page.list_key(hash_of(link, ledger), FEED)):
+            for key in (hash_of(link, ledger), proof.list_key(hash_of(link, ledger), FEED)):
                 client.set(key, "nonsense")
                 assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.CORRUPT)
                 assert await read(feeds, ledger) == await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
                 client.set(key, "nonsense")
-                assert cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)}).refused == 1
+                assert writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)}).refused == 1
                 assert await read(feeds, ledger) == await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
 
@@ -116,7 +116,7 @@ async def test_a_flush_in_the_middle_of_load_serves_right_pages_with_few_reads(r
                     client.flushall()
                     client.script_flush()
                 if turn % 2:
-                    cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
+                    writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
                 assert await read(feeds, ledger) == expected(ledger)
     assert ledger.reads <= 12
 
@@ -133,7 +133,7 @@ async def test_a_full_redis_refuses_appends_and_still_serves_what_is_true(redis_
                 client.config_set("maxmemory", 1)
                 assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
-                shown = cache.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
+                shown = writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
                 assert (shown.appended, shown.refused) == (0, 1)
                 assert await read(feeds, ledger) == expected(ledger)
                 assert await feeds.page("org_b", FEED, place_page(1, 5)) == Found(5, ledger.newest_first("org_b", FEED))

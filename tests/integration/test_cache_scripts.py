@@ -6,9 +6,9 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeds import cache, cached_page
-from feeds.cached_feeds import CachedFeeds
-from feeds.link import Link
+from feeds.cached import proof, writer
+from feeds.cached.link import Link
+from feeds.cached.reader import CachedFeeds
 from feeds.movement import Kind
 from tests.integration.feed_ledger import ORG, FeedLedger
 from tests.unit import cache_model as model
@@ -32,7 +32,7 @@ class Both:
 
     def __init__(self, feeds, link, client, ledger):
         self.feeds, self.link, self.client, self.ledger = feeds, link, client, ledger
-        self.key = cached_page.hash_key(cached_page.stamp(ledger.epoch, link.server()), ORG)
+        self.key = proof.hash_key(proof.stamp(ledger.epoch, link.server()), ORG)
         self.model = model.Cache()
         self.gen = self.gens = 0
         self.fence = None
@@ -62,7 +62,7 @@ class Both:
             self.batches = []
 
     def append_lines(self, lines):
-        cache.append(self.link, self.ledger.epoch, {ORG: lines}, WINDOW)
+        writer.append(self.link, self.ledger.epoch, {ORG: lines}, WINDOW)
         if self.model.warm:
             self.model = model.append(self.model, runs(lines), WINDOW)
 
@@ -86,17 +86,17 @@ class Both:
     async def drop(self):
         # What has lost its count is not found: it goes at the end of its time.
         orphans = {feed for feed, _ in self.model.lists} - {feed for feed, _ in self.model.counts}
-        cache.drop(self.link, self.ledger.epoch, [ORG])
+        writer.drop(self.link, self.ledger.epoch, [ORG])
         self.model = model.drop(self.model)
         for feed in orphans:
-            self.client.unlink(cached_page.list_key(self.key, feed))
+            self.client.unlink(proof.list_key(self.key, feed))
 
     async def lose_hash(self):
         self.client.unlink(self.key)
         self.model = model.lose_hash(self.model)
 
     async def lose_list(self, feed):
-        self.client.unlink(cached_page.list_key(self.key, feed))
+        self.client.unlink(proof.list_key(self.key, feed))
         self.model = model.lose_list(self.model, feed)
 
     async def flush(self):

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 import redis
 
-from feeds import cache
-from feeds.cached_page import FeedsAway, Miss, Missed
+from feeds.cached import writer
+from feeds.cached.proof import FeedsAway, Miss, Missed
 from feeds.page import place_page
 from tests.integration.feed_ledger import (
     FEED,
@@ -47,7 +47,7 @@ async def test_a_failover_there_and_back_brings_no_page_from_before(redis_progra
                 client.replicaof("127.0.0.1", port)
                 posted = ledger.post(ORG)
                 with pytest.raises(FeedsAway):
-                    cache.append(link, ledger.epoch, {ORG: posted})
+                    writer.append(link, ledger.epoch, {ORG: posted})
                 await until(lambda: feeds.gathered.server is None)
                 assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.AWAY)
 
@@ -55,7 +55,7 @@ async def test_a_failover_there_and_back_brings_no_page_from_before(redis_progra
                 await until(lambda: feeds.gathered.server is not None)
                 assert feeds.gathered.server != old
                 assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.COLD)
-                cache.append(link, ledger.epoch, {ORG: posted})
+                writer.append(link, ledger.epoch, {ORG: posted})
                 assert await read(feeds, ledger) == expected(ledger)
 
 
@@ -67,7 +67,7 @@ async def test_the_worker_notices_a_failover_there_and_back_on_a_connection_that
             client.replicaof("127.0.0.1", 1)
             client.replicaof("NO", "ONE")
         with pytest.raises(FeedsAway, match="failover"):
-            cache.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
+            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
         assert link.server() != old
 
 
@@ -75,7 +75,7 @@ def test_showing_a_batch_reads_the_epoch_after_the_commit_and_drops_what_is_repe
     ledger = FeedLedger()
     ledger.post(ORG, 5)
     ledger.post("org_b", 5)
-    ledger.epoch = cache.read_epoch(ledger_row)
+    ledger.epoch = writer.read_epoch(ledger_row)
 
     async def refilled():
         async with cached_feeds(redis_url, ledger) as feeds:
@@ -85,31 +85,31 @@ def test_showing_a_batch_reads_the_epoch_after_the_commit_and_drops_what_is_repe
     asyncio.run(refilled())
     with link_to(redis_url) as link:
         posted = {org_id: ledger.post(org_id) for org_id in (ORG, "org_b")}
-        shown = cache.show(link, ledger_row, posted, repeated=["org_b"])
-        assert shown == cache.Shown(appended=1, dropped=1)
-    assert cache.read_epoch(ledger_row) == ledger.epoch
+        shown = writer.show(link, ledger_row, posted, repeated=["org_b"])
+        assert shown == writer.Shown(appended=1, dropped=1)
+    assert writer.read_epoch(ledger_row) == ledger.epoch
 
 
 def test_feeds_away_for_over_a_second_are_given_up_by_a_new_epoch(ledger_row):
     ledger = FeedLedger()
-    before = cache.read_epoch(ledger_row)
+    before = writer.read_epoch(ledger_row)
     with own_server() as server, link_to(server.url) as link:
-        assert not cache.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
+        assert not writer.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
         os.kill(server.process.pid, signal.SIGSTOP)
         try:
-            assert cache.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
+            assert writer.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
-        after = cache.read_epoch(ledger_row)
+        after = writer.read_epoch(ledger_row)
         assert after != before
-        assert not cache.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
+        assert not writer.show(link, ledger_row, {ORG: ledger.post(ORG)}).epoch_renewed
         assert link.away_since is None
-    assert cache.read_epoch(ledger_row) == after
+    assert writer.read_epoch(ledger_row) == after
 
 
 def test_an_epoch_that_another_process_ended_is_not_renewed_again(ledger_row):
-    before = cache.read_epoch(ledger_row)
-    cache.renew_epoch(ledger_row, before)
-    after = cache.read_epoch(ledger_row)
-    cache.renew_epoch(ledger_row, before)
-    assert cache.read_epoch(ledger_row) == after != before
+    before = writer.read_epoch(ledger_row)
+    writer.renew_epoch(ledger_row, before)
+    after = writer.read_epoch(ledger_row)
+    writer.renew_epoch(ledger_row, before)
+    assert writer.read_epoch(ledger_row) == after != before

@@ -2,9 +2,9 @@
 
 from contextlib import closing
 
-from feeds.cache import give_up, read_epoch, show
+from feeds.cached.link import Link
+from feeds.cached.writer import give_up, read_epoch, show
 from feeds.keys import create_key
-from feeds.link import Link
 from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs
 from tests.seed import MIXED, seed, seed_shown
 

@@ -3,7 +3,7 @@
 import time
 from unittest.mock import patch
 
-from feeds import identity
+from feeds.endpoint import identity
 from tests.integration.endpoint_asks import PATH, assert_refused
 
 UNCACHED = {"kind": "expire"}

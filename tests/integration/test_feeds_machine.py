@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 )
 from starlette.testclient import TestClient
 
-from feeds.cache import show
+from feeds.cached.link import Link
+from feeds.cached.writer import show
 from feeds.endpoint import app
 from feeds.keys import create_key
-from feeds.link import Link
 from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import PATH, headers_of

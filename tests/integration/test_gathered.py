@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from feeds import gathered
-from feeds.cached_feeds import CachedFeeds
-from feeds.cached_page import FeedsAway, Found, Miss, Missed
-from feeds.gathered import Gathered
+from feeds.cached import gathered
+from feeds.cached.gathered import Gathered
+from feeds.cached.proof import FeedsAway, Found, Miss, Missed
+from feeds.cached.reader import CachedFeeds
+from feeds.cached.wire import pack
 from feeds.page import place_page
 from feeds.postgres import PostgresAway
-from feeds.wire import pack
 from tests.integration.feed_ledger import ORG, FeedLedger, own_server, until
 
 pytestmark = pytest.mark.anyio

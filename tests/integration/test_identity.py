@@ -7,10 +7,10 @@ from unittest.mock import patch
 import psycopg
 import pytest
 
-from feeds import identity
-from feeds.errors import Forbidden, IdentityMissing
+from feeds.endpoint import identity
+from feeds.endpoint.errors import Forbidden, IdentityMissing
+from feeds.endpoint.identity import Identities
 from feeds.flight import Flights
-from feeds.identity import Identities
 from feeds.keys import create_key, list_keys, new_secret, remove_member, revoke_key, set_member
 from feeds.postgres import Postgres, PostgresAway
 

@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from feeds import tally
-from feeds.errors import RateLimited
-from feeds.gathered import Gathered
+from feeds.cached.gathered import Gathered
+from feeds.cached.wire import Wire
+from feeds.endpoint.errors import RateLimited
+from feeds.endpoint.limit import Limits
 from feeds.keys import create_key
-from feeds.limit import Limits
-from feeds.wire import Wire
 from tests.integration.command_line import run, run_json
 from tests.integration.endpoint_asks import PATH, assert_refused, headers_of
 from tests.integration.feed_ledger import own_server

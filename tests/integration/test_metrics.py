@@ -13,7 +13,7 @@ import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from feeds import metrics
+from feeds.endpoint import metrics
 from feeds.keys import create_key, list_keys, new_secret, show_key_id
 from tests.conftest import clear_settings
 from tests.integration.command_line import run

@@ -10,13 +10,13 @@ import psycopg
 import pytest
 import redis
 
-from feeds import cache
-from feeds.cached_feeds import CachedFeeds
-from feeds.cached_page import WINDOW
-from feeds.endpoint import read_epoch
+from feeds.cached import writer
+from feeds.cached.link import Link
+from feeds.cached.proof import WINDOW
+from feeds.cached.reader import CachedFeeds
+from feeds.endpoint.asgi import read_epoch
 from feeds.feed import Feeds, read
 from feeds.flight import Flights
-from feeds.link import Link
 from feeds.movement import Kind
 from feeds.page import Filter, place_page
 from feeds.postgres import Postgres
@@ -86,7 +86,7 @@ def test_a_cached_page_costs_one_round_trip_whether_it_is_known_new_or_by_cursor
             assert commands_of(page=3)[0] == ["EVALSHA"]
             assert commands_of()[0] == ["EVALSHA"]
             with closing(Link(feeds_server.url)) as link:
-                cache.show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED[:1])})
+                writer.show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED[:1])})
             told, pages = commands_of()
             assert (told, pages["total_items"]) == (["EVALSHA"], len(LINES) + 1)
             told, pages = commands_of(cursor=pages["next_cursor"])

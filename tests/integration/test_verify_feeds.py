@@ -9,8 +9,8 @@ import psycopg
 import pytest
 import redis
 
-from feeds import cache, cached_page
-from feeds.link import Link
+from feeds.cached import proof, writer
+from feeds.cached.link import Link
 from feeds.page import count_feeds, feed_number
 from tests.integration.command_line import run, run_json
 from tests.integration.warm_feeds import FEEDS, KINDS, LINES, NUMBERS, add, drain, warm
@@ -40,7 +40,7 @@ class Warm:
         return key
 
     def list_key(self, feed):
-        return cached_page.list_key(self.key, feed)
+        return proof.list_key(self.key, feed)
 
     def findings(self, code=1):
         found = run_json("verify", code=code)["findings"]
@@ -79,7 +79,7 @@ def test_what_was_appended_is_compared_too(system):
 def test_an_entry_that_was_changed_and_sealed_anew_is_found(system):
     key = system.list_key(1)
     json_ = system.client.lindex(key, 0).partition(b" {")[2].replace(b'"credits":10', b'"credits":11')
-    system.client.lset(key, 0, b"1 " + cached_page.seal_json(cached_page.seed(system.key), b"{" + json_))
+    system.client.lset(key, 0, b"1 " + proof.seal_json(proof.seed(system.key), b"{" + json_))
 
     [(rule, place, expected, found)] = system.findings()
 
@@ -123,22 +123,22 @@ def test_a_count_above_the_ledgers_is_found_with_and_without_entries_and_rebuild
     """So it is after Postgres was restored to an older state: the cache knows lines that it has lost."""
     key = system.key
     json_ = system.client.lindex(system.list_key(0), 0).partition(b" ")[2].partition(b" ")[2]
-    entry = b"%d %s" % (LINES + 1, cached_page.seal_json(cached_page.seed(key), json_))
+    entry = b"%d %s" % (LINES + 1, proof.seal_json(proof.seed(key), json_))
     system.client.rpush(system.list_key(0), entry)
-    system.client.hset(key, "0", cached_page.seal_count(key, 0, LINES + 1))
+    system.client.hset(key, "0", proof.seal_count(key, 0, LINES + 1))
     system.client.delete(system.list_key(2))
-    system.client.hset(key, "2", cached_page.seal_count(key, 2, 99))
+    system.client.hset(key, "2", proof.seal_count(key, 2, 99))
 
     assert system.findings() == [
         ("cached_count", "feed 0", "5 at most", "6"),
         ("cached_count", "feed 2", "3 at most", "99"),
     ]
 
-    before = cache.read_epoch(system.connection)
+    before = writer.read_epoch(system.connection)
     begun = time.monotonic()
     renewed = run_json("rebuild")["epoch"]
-    assert time.monotonic() - begun >= cached_page.EPOCH_EVERY_S
-    assert renewed == str(cache.read_epoch(system.connection)) != str(before)
+    assert time.monotonic() - begun >= proof.EPOCH_EVERY_S
+    assert renewed == str(writer.read_epoch(system.connection)) != str(before)
     found = run_json("verify")
     assert (found["findings"], found["cached_feeds"]) == ([], 0)
     warm(system.environment, "org_a")
@@ -186,7 +186,7 @@ def test_a_count_below_the_ledgers_is_no_difference_once_it_catches_up_or_is_gon
     assert auditing.is_alive(), "it waits for the batch that is on its way"
 
     if end == "rebuilt":
-        cache.renew_epoch(system.connection, cache.read_epoch(system.connection))
+        writer.renew_epoch(system.connection, writer.read_epoch(system.connection))
     else:
         system.client.delete(key)
         if end == "caught up":
@@ -199,7 +199,7 @@ def test_a_count_below_the_ledgers_is_no_difference_once_it_catches_up_or_is_gon
 
 def test_feeds_of_another_epoch_are_nobodys(system):
     system.client.hset(system.key, "0", b"5 00000000")
-    cache.renew_epoch(system.connection, cache.read_epoch(system.connection))
+    writer.renew_epoch(system.connection, writer.read_epoch(system.connection))
 
     assert system.findings(code=0) == []
 
@@ -224,7 +224,7 @@ def test_a_batch_shown_just_before_or_after_the_cache_is_looked_at_is_no_differe
     def look_in_the_middle(*asked):
         if moment == "before":
             post()
-        looked = cache.look(*asked)
+        looked = writer.look(*asked)
         if moment == "after":
             post()
         return looked

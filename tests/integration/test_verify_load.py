@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
 
-from feeds import cache
-from feeds.link import Link
+from feeds.cached import writer
+from feeds.cached.link import Link
 from tests.integration.command_line import run_json
 from tests.integration.warm_feeds import add, drain, read_all, warm
 
@@ -22,7 +22,7 @@ def write(environment, stop):
 
         def show_late(connection, posted, repeated):
             time.sleep(ON_ITS_WAY_S)
-            cache.show(link, connection, posted.movements, posted.org_ids if repeated else ())
+            writer.show(link, connection, posted.movements, posted.org_ids if repeated else ())
 
         number = 0
         while not stop.is_set():

@@ -5,8 +5,8 @@ from uuid import UUID
 
 import psycopg
 
-from feeds import cache
-from feeds.cached_feeds import CachedFeeds
+from feeds.cached import writer
+from feeds.cached.reader import CachedFeeds
 from feeds.feed import Feeds, read
 from feeds.flight import Flights
 from feeds.page import count_feeds, filter_of, place_page
@@ -53,7 +53,7 @@ async def read_all(environment, org_ids, stop):
     postgres = Postgres(environment["DATABASE_URL"], deadline_s=10)
 
     async def read_epoch():
-        [(epoch,)] = await postgres.fetch(cache.SQL["read_epoch"], {})
+        [(epoch,)] = await postgres.fetch(writer.SQL["read_epoch"], {})
         return UUID(str(epoch))
 
     try:

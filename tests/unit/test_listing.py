@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feeds.cursor import Cursor, Direction, Seal, read_cursor
-from feeds.listing import Ask, matches, show_listing, tag_listing
+from feeds.endpoint.listing import Ask, matches, show_listing, tag_listing
 from feeds.page import Filter, cut
 
 SEAL = Seal(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})

@@ -1,11 +1,11 @@
 import pytest
 
 from feeds.cursor import Cursor, Direction, Seal, write_cursor
-from feeds.errors import InvalidFilter, InvalidPage, InvalidParameter
-from feeds.listing import Ask
+from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter
+from feeds.endpoint.listing import Ask
+from feeds.endpoint.query import read_ask
 from feeds.movement import Kind
 from feeds.page import Filter
-from feeds.query import read_ask
 
 SEAL = Seal(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
 FEED = Filter(Kind.CONSUME, "tm_usage")

@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from feeds import repeats
-from feeds.identity import Grant
-from feeds.listing import Ask
+from feeds.endpoint import repeats
+from feeds.endpoint.identity import Grant
+from feeds.endpoint.listing import Ask
+from feeds.endpoint.repeats import Meaning, Page, Repeats, read_question
 from feeds.page import Filter
-from feeds.repeats import Meaning, Page, Repeats, read_question
 
 ASK = Ask(Filter(), 20)
 PAGE = Page(UUID(int=1), 1, '"e"', [], b"{}")

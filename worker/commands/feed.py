@@ -9,7 +9,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from feeds.cursor import Seal
-from feeds.listing import Ask, show_listing
+from feeds.endpoint.listing import Ask, show_listing
 from feeds.movement import Kind
 from feeds.page import Filter, feed_number
 from feeds.postgres import Postgres

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import click
 from redis import Redis
 
-from feeds.cached_page import FeedsAway
-from feeds.link import Link
+from feeds.cached.link import Link
+from feeds.cached.proof import FeedsAway
 from feeds.queries import load_queries
 from worker.commands.output import count, json_option, show_document, show_facts
 from worker.commands.servers import open_ledger, open_streams, require_redis

@@ -2,7 +2,7 @@
 
 import click
 
-from feeds.cache import give_up, read_epoch
+from feeds.cached.writer import give_up, read_epoch
 from worker.commands.output import json_option, show_document
 from worker.commands.servers import open_ledger
 

@@ -12,8 +12,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from feeds import metrics
-from feeds.endpoint import app
+from feeds.endpoint import app, metrics
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
 from worker import metrics as workers

@@ -7,8 +7,8 @@ from typing import Any
 import click
 from psycopg import Connection
 
-from feeds.cached_page import FeedsAway
-from feeds.link import Link
+from feeds.cached.link import Link
+from feeds.cached.proof import FeedsAway
 from feeds.schema import Ledger
 from worker.audit import Audit, Line, UnknownOrganisation, audit_ledger, audit_streams
 from worker.commands import Failed

@@ -11,8 +11,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feeds.cached_page import FeedsAway, Server, read_server
-from feeds.scripts import Command, Script
+from feeds.cached.proof import FeedsAway, Server, read_server
+from feeds.cached.scripts import Command, Script
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 from feeds.cursor import BadCursor, Cursor, Seal, read_cursor
-from feeds.errors import InvalidFilter, InvalidPage, InvalidParameter
-from feeds.listing import Ask
+from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter
+from feeds.endpoint.listing import Ask
 from feeds.movement import Kind
 from feeds.page import Filter
 

@@ -2,7 +2,7 @@
 
 Readers ask the same again and again. Who asks, for what, and the page that was sent are kept for each combination of
 key, `X-Org-ID` and query string. What may have changed since is asked for: of Redis the count each time, of
-`feeds.identity` the key as often as it would ask for itself.
+`feeds.endpoint.identity` the key as often as it would ask for itself.
 """
 
 import time
@@ -14,9 +14,9 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
-from feeds.cached_feeds import Check
-from feeds.identity import Grant
-from feeds.listing import Ask
+from feeds.cached.reader import Check
+from feeds.endpoint.identity import Grant
+from feeds.endpoint.listing import Ask
 
 KEPT = 2048
 """How many: a page of 20 lines has 5 kB."""

@@ -12,13 +12,13 @@ import redis
 from psycopg import Connection
 from psycopg.rows import scalar_row
 
-from feeds import cached_page
-from feeds.cached_page import EPOCH_EVERY_S, WINDOW, FeedsAway, Found, Miss, Missed
-from feeds.link import Link
+from feeds.cached import proof
+from feeds.cached.link import Link
+from feeds.cached.proof import EPOCH_EVERY_S, WINDOW, FeedsAway, Found, Miss, Missed
+from feeds.cached.scripts import APPEND, Command
 from feeds.movement import Movement, render
 from feeds.page import EVERYTHING
 from feeds.queries import load_queries
-from feeds.scripts import APPEND, Command
 
 SQL = load_queries(__file__)
 
@@ -103,8 +103,8 @@ def append(link: Link, epoch: UUID, posted: Mapping[str, Sequence[Movement]], wi
     """Append movements, in order of position, to those feeds that somebody reads."""
     if not posted:
         return Shown()
-    stamped = cached_page.stamp(epoch, link.server())
-    keys = {org_id: cached_page.hash_key(stamped, org_id) for org_id in posted}
+    stamped = proof.stamp(epoch, link.server())
+    keys = {org_id: proof.hash_key(stamped, org_id) for org_id in posted}
     exist = link.ask([("EXISTS", key) for key in keys.values()])
     warm = [org_id for org_id, exists in zip(keys, exist, strict=True) if exists]
     if not warm:
@@ -128,22 +128,22 @@ def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[l
             of_feed.append(place)
     used = sorted({place for feed in places for place in places[feed][-window:]})
     sent = {place: number for number, place in enumerate(used, 1)}
-    start = cached_page.seed(key)
+    start = proof.seed(key)
     keys = [key]
     values: list[str | bytes | int] = [window, movements[-1].ordinals[EVERYTHING], len(places)]
     for feed, of_feed in places.items():
-        keys.append(cached_page.list_key(key, feed))
+        keys.append(proof.list_key(key, feed))
         listed = ",".join(str(sent[place]) for place in of_feed[-window:])
         values += [feed, movements[of_feed[-1]].ordinals[feed], listed]
-    return keys, [*values, *(cached_page.seal_json(start, render(movements[place])) for place in used)]
+    return keys, [*values, *(proof.seal_json(start, render(movements[place])) for place in used)]
 
 
 def drop(link: Link, epoch: UUID, org_ids: Collection[str]) -> int:
     """Unlink all cached feeds of organisations; returns how many organisations had any."""
     if not org_ids:
         return 0
-    stamped = cached_page.stamp(epoch, link.server())
-    keys = [cached_page.hash_key(stamped, org_id) for org_id in sorted(org_ids)]
+    stamped = proof.stamp(epoch, link.server())
+    keys = [proof.hash_key(stamped, org_id) for org_id in sorted(org_ids)]
     fields = link.ask([("HKEYS", key) for key in keys])
     replies = link.ask([("UNLINK", key, *lists(key, held)) for key, held in zip(keys, fields, strict=True)])
     for reply in replies:
@@ -157,21 +157,21 @@ def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[i
 
     Feeds without a count are left out. A list may be shorter than the window.
     """
-    key = cached_page.hash_key(cached_page.stamp(epoch, link.server()), org_id)
+    key = proof.hash_key(proof.stamp(epoch, link.server()), org_id)
     asked = sorted(feeds)
     commands: list[Command] = [("MULTI",), ("HMGET", key, *asked)]
-    commands += [("LRANGE", cached_page.list_key(key, feed), 0, -1) for feed in asked]
+    commands += [("LRANGE", proof.list_key(key, feed), 0, -1) for feed in asked]
     answer = link.ask([*commands, ("EXEC",)])[-1]
     if not isinstance(answer, list):
         raise FeedsAway(str(answer))
     counts, *entries = answer
     looked: dict[int, Found | Missed] = {}
     for feed, sealed, listed in zip(asked, counts, entries, strict=True):
-        total = cached_page.read_count(key, feed, sealed)
+        total = proof.read_count(key, feed, sealed)
         if isinstance(total, int) and not isinstance(listed, list):
             looked[feed] = Missed(Miss.CORRUPT)
         elif isinstance(total, int):
-            looked[feed] = cached_page.prove_entries(key, total, listed, total)
+            looked[feed] = proof.prove_entries(key, total, listed, total)
         elif total.reason is not Miss.COLD:
             looked[feed] = total
     return looked
@@ -181,4 +181,4 @@ def lists(key: bytes, fields: object) -> list[bytes]:
     """Return the keys of the lists that a hash with these fields counts."""
     if not isinstance(fields, list):
         return []
-    return [cached_page.list_key(key, int(field)) for field in fields if field.isdigit()]
+    return [proof.list_key(key, int(field)) for field in fields if field.isdigit()]

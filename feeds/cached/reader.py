@@ -9,14 +9,15 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from uuid import UUID
 
-from feeds import cached_page, tally
-from feeds.cached_page import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Same, Server
-from feeds.gathered import Gathered
+from feeds import tally
+from feeds.cached import proof
+from feeds.cached.gathered import Gathered
+from feeds.cached.proof import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Same, Server
+from feeds.cached.scripts import PUT, RANGE, Command
+from feeds.cached.wire import pack
 from feeds.page import Place
 from feeds.postgres import PostgresAway
-from feeds.scripts import PUT, RANGE, Command
 from feeds.store import Slice
-from feeds.wire import pack
 
 TRIES = 3
 REMEMBERED = 100_000
@@ -70,7 +71,7 @@ def split(reply: object) -> tuple[object, object]:
 class CachedFeeds:
     """The cached feeds as one process reads them. An async context manager.
 
-    `read_epoch` asks Postgres for the ledger's epoch (`feeds.cache.SQL["read_epoch"]`); it may raise `PostgresAway`.
+    `read_epoch` asks Postgres for the ledger's epoch (`read_epoch` of writer.sql); it may raise `PostgresAway`.
     """
 
     def __init__(self, url: str, read_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
@@ -106,11 +107,11 @@ class CachedFeeds:
             sealed, entries = await self.fetch(key, feed, place)
         except FeedsAway:
             return Missed(Miss.AWAY)
-        return self.unless_older(org_id, feed, cached_page.prove(key, feed, sealed, entries, place, window=self.window))
+        return self.unless_older(org_id, feed, proof.prove(key, feed, sealed, entries, place, window=self.window))
 
     async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
         """Return a feed's sealed count and the entries at a place, oldest first."""
-        keys = [key, cached_page.list_key(key, feed)]
+        keys = [key, proof.list_key(key, feed)]
         if place.skip >= self.window:  # the window holds none of it
             (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
             return sealed, []
@@ -126,8 +127,8 @@ class CachedFeeds:
         key = self.key(org_id)
         if key is None:
             return None
-        sealed = cached_page.seal_count(key, feed, total)
-        command = ("EVALSHA", RANGE.digest, 2, key, cached_page.list_key(key, feed), feed, *place, sealed)
+        sealed = proof.seal_count(key, feed, total)
+        command = ("EVALSHA", RANGE.digest, 2, key, proof.list_key(key, feed), feed, *place, sealed)
         return Check(self.stamped, key, feed, place, total, sealed, pack(command))
 
     def is_current(self, check: Check) -> bool:
@@ -144,14 +145,14 @@ class CachedFeeds:
         try:
             [reply] = await self.gathered.share(check.packed)
             if not isinstance(reply, list):  # most likely the server has not seen the script yet
-                keys = [check.key, cached_page.list_key(check.key, check.feed)]
+                keys = [check.key, proof.list_key(check.key, check.feed)]
                 reply = await self.gathered.run(RANGE, keys, [check.feed, *check.place, check.sealed])
         except FeedsAway:
             return Missed(Miss.AWAY)
         if isinstance(reply, list) and reply[0] == check.sealed:
             admitted = self.unless_older(org_id, check.feed, Found(check.total, []))
             return Same(check.total) if isinstance(admitted, Found) else admitted
-        proven = cached_page.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
+        proven = proof.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
         return self.unless_older(org_id, check.feed, proven)
 
     async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Slice]]) -> Slice:
@@ -185,7 +186,7 @@ class CachedFeeds:
             ]
             try:
                 *_, gen, sealed = await self.gathered.block(commands)
-                if isinstance(gen, bytes) and cached_page.read_count(key, feed, sealed) != Missed(Miss.CORRUPT):
+                if isinstance(gen, bytes) and proof.read_count(key, feed, sealed) != Missed(Miss.CORRUPT):
                     return Fence(epoch, key, gen)
                 await self.gathered.ask([("UNLINK", key)], atomic=False)
             except FeedsAway:
@@ -196,11 +197,11 @@ class CachedFeeds:
         """Put what Postgres said, unless the fence has fallen; True also where there is no use in another try."""
         if newest.epoch != fence.epoch:
             return True
-        start = cached_page.seed(fence.key)
+        start = proof.seed(fence.key)
         entries = newest.entries[: self.window][::-1]
         first = newest.total - len(entries) + 1
-        lines = [b"%d %s" % (first + i, cached_page.seal_json(start, json)) for i, json in enumerate(entries)]
-        keys = [fence.key, cached_page.list_key(fence.key, feed)]
+        lines = [b"%d %s" % (first + i, proof.seal_json(start, json)) for i, json in enumerate(entries)]
+        keys = [fence.key, proof.list_key(fence.key, feed)]
         try:
             reply = await self.gathered.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
         except FeedsAway:
@@ -212,13 +213,13 @@ class CachedFeeds:
     def key(self, org_id: str) -> bytes | None:
         """Return the key of an organisation's hash on the server that the next command goes to."""
         stamped = self.stamp().stamp
-        return None if stamped is None else cached_page.hash_key(stamped, org_id)
+        return None if stamped is None else proof.hash_key(stamped, org_id)
 
     def stamp(self) -> Stamped:
         """Return what all keys carry now: the same object for as long as it is true."""
         server = self.gathered.server
         if self.stamped.epoch is not self.epoch or self.stamped.server is not server:
-            stamp = None if self.epoch is None or server is None else cached_page.stamp(self.epoch, server)
+            stamp = None if self.epoch is None or server is None else proof.stamp(self.epoch, server)
             self.stamped = Stamped(self.epoch, server, stamp)
         return self.stamped
 

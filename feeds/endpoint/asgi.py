@@ -15,23 +15,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from feeds.cache import SQL as CACHE_SQL
-from feeds.cached_feeds import CachedFeeds
+from feeds.cached.reader import CachedFeeds
+from feeds.cached.writer import SQL as CACHE_SQL
 from feeds.cursor import Seal
-from feeds.errors import Failed, MethodNotAllowed, NotFound, Problem
+from feeds.endpoint.errors import Failed, MethodNotAllowed, NotFound, Problem
+from feeds.endpoint.identity import Identities
+from feeds.endpoint.limit import Limits
+from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes
+from feeds.endpoint.openapi import describe
+from feeds.endpoint.repeats import Repeats
+from feeds.endpoint.usage import GUARDS, Serving, show_problem, usage
 from feeds.feed import Feeds
 from feeds.flight import Flights
-from feeds.identity import Identities
-from feeds.limit import Limits
-from feeds.metrics import CONTENT_TYPE, Scrapes
-from feeds.openapi import describe
 from feeds.postgres import Postgres, PostgresAway
-from feeds.repeats import Repeats
 from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
 from feeds.store import Store
-from feeds.usage import GUARDS, Serving, show_problem, usage
 
 log = logging.getLogger(__name__)
 

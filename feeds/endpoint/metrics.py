@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from feeds import tally
-from feeds.cached_page import FeedsAway, Miss
-from feeds.errors import Problem
+from feeds.cached.gathered import Gathered
+from feeds.cached.proof import FeedsAway, Miss
+from feeds.endpoint.errors import Problem
 from feeds.flight import Flights
-from feeds.gathered import Gathered
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_S = 1.0

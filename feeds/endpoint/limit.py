@@ -6,14 +6,16 @@ away each process keeps buckets of its own.
 
 import time
 from collections import OrderedDict
+from pathlib import Path
 from uuid import UUID
 
 from feeds import tally
-from feeds.cached_page import FeedsAway
-from feeds.errors import RateLimited
-from feeds.gathered import Gathered
-from feeds.scripts import LIMIT
+from feeds.cached.gathered import Gathered
+from feeds.cached.proof import FeedsAway
+from feeds.cached.scripts import load_script
+from feeds.endpoint.errors import RateLimited
 
+LIMIT = load_script(Path(__file__).with_suffix(".lua"))
 STORE_S = 1.0
 """How many seconds' turns a bucket holds."""
 KEPT = 10_000

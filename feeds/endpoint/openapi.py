@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from feeds import errors
 from feeds.cursor import CURSOR_CHARS
-from feeds.errors import Problem
+from feeds.endpoint import errors
+from feeds.endpoint.errors import Problem
+from feeds.endpoint.query import LIMIT_DEFAULT, LIMIT_MAX, PAGE_MAX
 from feeds.movement import Kind
-from feeds.query import LIMIT_DEFAULT, LIMIT_MAX, PAGE_MAX
 
 Json = dict[str, Any]
 

@@ -8,14 +8,14 @@ from starlette.types import Receive, Scope, Send
 
 from feeds import tally
 from feeds.cursor import Seal
-from feeds.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
+from feeds.endpoint.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
+from feeds.endpoint.identity import Grant, Identities
+from feeds.endpoint.limit import Limits
+from feeds.endpoint.listing import matches, show_listing, tag_listing
+from feeds.endpoint.query import read_ask
+from feeds.endpoint.repeats import Headers, Meaning, Page, Repeats, read_question
 from feeds.feed import Feeds, check_page, read
-from feeds.identity import Grant, Identities
-from feeds.limit import Limits
-from feeds.listing import matches, show_listing, tag_listing
 from feeds.postgres import PostgresAway
-from feeds.query import read_ask
-from feeds.repeats import Headers, Meaning, Page, Repeats, read_question
 
 log = logging.getLogger(__name__)
 

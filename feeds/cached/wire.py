@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import hiredis
 
-from feeds.cached_page import FeedsAway
-from feeds.scripts import Command
+from feeds.cached.proof import FeedsAway
+from feeds.cached.scripts import Command
 
 Replies = list[object]
 

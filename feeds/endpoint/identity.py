@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from feeds.errors import Forbidden, IdentityMissing, Problem
+from feeds.endpoint.errors import Forbidden, IdentityMissing, Problem
 from feeds.flight import Flights
 from feeds.keys import BILLING_READ, READING_ROLES, digest_of, is_well_formed
 from feeds.postgres import Postgres, PostgresAway, Row

@@ -17,13 +17,12 @@ class Script(NamedTuple):
     text: str
 
 
-def load_script(*stems: str) -> Script:
-    """Return the script made of the `.lua` files of these stems, in this order."""
-    text = "\n".join((FOLDER / f"{stem}.lua").read_text() for stem in stems)
+def load_script(*paths: Path) -> Script:
+    """Return the script made of these files, in this order."""
+    text = "\n".join(path.read_text() for path in paths)
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
-APPEND = load_script("seal", "append")
-PUT = load_script("seal", "put")
-RANGE = load_script("range")
-LIMIT = load_script("limit")
+APPEND = load_script(FOLDER / "seal.lua", FOLDER / "append.lua")
+PUT = load_script(FOLDER / "seal.lua", FOLDER / "put.lua")
+RANGE = load_script(FOLDER / "range.lua")

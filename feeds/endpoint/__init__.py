@@ -1,0 +1,5 @@
+"""How is the feed served over HTTP? `feeds.endpoint:app` is the ASGI app."""
+
+from feeds.endpoint.asgi import app
+
+__all__ = ["app"]
