@@ -57,7 +57,7 @@ CREATE TABLE movements (
     usage_ref text COLLATE "C" NOT NULL,
     hash bytea NOT NULL CHECK (octet_length(hash) = 32),
     draws text COLLATE "C" CHECK (draws ~ '^[1-9][0-9]*:[1-9][0-9]*(,[1-9][0-9]*:[1-9][0-9]*)*$'),
-    PRIMARY KEY (org_no, position),
+    PRIMARY KEY (org_no, position) WITH (fillfactor = 100),
     CONSTRAINT credits_are_signed CHECK (CASE WHEN kind = 'a' THEN credits > 0 ELSE credits < 0 END),
     CONSTRAINT usage_lines_have_a_usage_kind CHECK (
         (kind IN ('c', 'o')) = (usage_number IS NOT NULL)
@@ -67,11 +67,12 @@ CREATE TABLE movements (
     CONSTRAINT consume_lines_have_draws CHECK ((kind = 'c') = (draws IS NOT NULL))
 );
 
-CREATE UNIQUE INDEX movements_by_kind ON movements (org_no, kind, kind_ordinal);
+-- Pages of these four indexes are filled: an organisation's lines only ever come at its end.
+CREATE UNIQUE INDEX movements_by_kind ON movements (org_no, kind, kind_ordinal) WITH (fillfactor = 100);
 CREATE UNIQUE INDEX movements_by_usage_kind ON movements (org_no, usage_number, usage_ordinal)
-WHERE usage_number IS NOT NULL;
+WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
 CREATE UNIQUE INDEX movements_by_kind_and_usage_kind ON movements (org_no, usage_number, kind, kind_usage_ordinal)
-WHERE usage_number IS NOT NULL;
+WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
 -- A usage has one consume and one overflow line at most; by this index a known ref is found, and then compared.
 CREATE UNIQUE INDEX movements_by_usage_ref ON movements (org_no, ref_digest(usage_ref), kind)
 WHERE usage_number IS NOT NULL;
