@@ -20,7 +20,7 @@ class Kind(StrEnum):
     @property
     def letter(self) -> str:
         """Return its first letter: how the ledger keeps it."""
-        return self.value[0]
+        return self[0]
 
 
 KIND_OF_LETTER = {kind.letter: kind for kind in Kind}
@@ -54,7 +54,7 @@ def render(movement: Movement) -> bytes:
     usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
     return (
         f'{{"object":"credit_entry","id":"{show_id(movement.id)}",'
-        f'"kind":"{movement.kind.value}","credits":{movement.credits},{usage_kind}'
+        f'"kind":"{movement.kind}","credits":{movement.credits},{usage_kind}'
         f'"usage_ref":"{movement.usage_ref}","created_at":"{show_time(movement.created_at)}"}}'
     ).encode()
 

@@ -5,7 +5,6 @@ stands the SHA-256 of the `org_id`. Whoever noted a position and its hash can te
 there was changed: `verify ORG --from POSITION --hash HASH`.
 """
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -43,6 +42,7 @@ def show_instant(instant: datetime) -> str:
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def show_draws(draws: Iterable[tuple[int, int]]) -> str:
+@lru_cache(maxsize=16)  # for the hash, and then for the line
+def show_draws(draws: tuple[tuple[int, int], ...]) -> str:
     """Return which grant (by number) gave how many credits, as the ledger keeps it."""
     return ",".join([f"{grant_no}:{drawn}" for grant_no, drawn in draws])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -28,8 +28,7 @@ class Entry(NamedTuple):
     @property
     def added_at(self) -> datetime:
         """When it was added, by the clock of Redis; ids that producers made up are bounded."""
-        ms = min(int(self.entry_id.partition("-")[0]), LAST_MS)
-        return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+        return datetime.fromtimestamp(min(int(self.entry_id.partition("-")[0]), LAST_MS) / 1000, UTC)
 
     @property
     def digest(self) -> bytes:

@@ -24,10 +24,12 @@ from worker.entries import Entry, Refusal, bury
 from worker.events import EventRefused
 from worker.ledger import Posted, post_entries
 from worker.streams import AWAKE, AWAKE_MS, stream_of
-from worker.suspects import BATCH, Suspects, read_suspects
+from worker.suspects import Suspects, read_suspects
 
 SQL = load_queries(__file__)
 LOOK_AGAIN_S = 0.02
+ENOUGH = 500
+"""How many entries make a batch worth its commit: shards are added until there are as many."""
 
 
 Show = Callable[[Connection[Any], Posted, bool], None]
@@ -188,7 +190,7 @@ def lease(intake: Intake, known: dict[int, tuple[int, Suspects]]) -> list[Lease]
     for shard, (length, before) in known.items():
         group.append(shard)
         entries += min(length, before.batch)
-        if entries >= BATCH:
+        if entries >= ENOUGH:
             if leases := lock_offsets(intake, group):
                 return leases
             group, entries = [], 0

@@ -274,12 +274,12 @@ def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, list[object]]:
     return shown | {"org_nos": [org_no for org_no, _ in grants]}
 
 
-def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organisation]) -> dict[str, list[object]]:
+def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organisation]) -> dict[str, object]:
     """Return organisations as the columns that `write_organisations` takes."""
     return {
-        "org_nos": [org_nos[organisation.org_id] for organisation in organisations],
+        "org_nos": show_array(org_nos[organisation.org_id] for organisation in organisations),
         "counts": [f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations],
-        "grant_counts": [organisation.grant_count for organisation in organisations],
+        "grant_counts": show_array(organisation.grant_count for organisation in organisations),
         "last_created_ats": [organisation.last_created_at for organisation in organisations],
         "last_hashes": [organisation.last_hash for organisation in organisations],
     }

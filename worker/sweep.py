@@ -16,9 +16,8 @@ from redis import Redis
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.intake import order_of
+from worker.intake import ENOUGH, order_of
 from worker.streams import AWAKE, add, shard_of, stream_of
-from worker.suspects import BATCH
 
 SQL = load_queries(__file__)
 
@@ -64,7 +63,7 @@ def wake_drains(streams: Redis, event_shards: int, wake: Wake) -> None:
         wake()
     elif now_s(streams) - oldest_ms / 1000 > STUCK_S:
         wake(HELPER_EXPIRES_S)
-    for _ in range(min(len(waiting) - 1, sum(length for length, _ in waiting) // BATCH)):
+    for _ in range(min(len(waiting) - 1, sum(length for length, _ in waiting) // ENOUGH)):
         wake(HELPER_EXPIRES_S)
 
 

@@ -9,7 +9,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.schema import check_ledger
-from worker import intake
+from worker import intake, suspects
 from worker.intake import Intake, Outcome, drain, drain_all, take_batch
 from worker.settings import WorkerSettings
 from worker.streams import AWAKE, add, add_once, connect, place, shard_of, stream_of
@@ -237,7 +237,14 @@ def test_under_a_backlog_a_batch_takes_one_shard_and_leaves_the_others_to_other_
         leases = intake.lease(work, intake.look(work, list(range(8))))
         assert len(leases) == 1
         assert take_batch(other, [SHARD, shard_of(OTHER, 8)]) is Outcome.POSTED
-    assert len(refs(work)) == 500
+    assert len(refs(work)) == 600
+
+
+def test_a_batch_takes_no_more_of_a_shard_than_its_bound(work, streams, monkeypatch):
+    monkeypatch.setattr(suspects, "BATCH", 3)
+    send(streams, *[usage(f"u{i}") for i in range(5)])
+    assert take_batch(work, [SHARD]) is Outcome.POSTED
+    assert refs(work) == ["u0", "u1", "u2"]
 
 
 def test_a_busy_shard_does_not_starve_the_others(work, streams):
