@@ -40,7 +40,6 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, check: Che
     if number is None:
         return Slice(NEVER, 0, 0, 0, [])
     if answer is None:
-        epoch = feeds.cache.epoch
         answer = await feeds.cache.page(org_id, number, place)
     if isinstance(answer, Found):
         tally.hits["redis"] += 1

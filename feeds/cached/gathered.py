@@ -9,7 +9,7 @@ import hiredis
 from redis.connection import parse_url
 
 from feeds.cached.proof import FeedsAway, Server, read_server
-from feeds.cached.scripts import Command, Script
+from feeds.cached.scripts import Command, Script, is_unknown_script
 from feeds.cached.wire import Replies, Wire
 
 REPLY_WITHIN_S = 0.1
@@ -98,7 +98,7 @@ class Gathered:
         """Return a script's reply, perhaps an error; a script that the server forgot is sent whole."""
         wire = self.wire
         (reply,) = await self.ask([("EVALSHA", script.digest, len(keys), *keys, *arguments)], atomic=False)
-        if not (isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")):
+        if not is_unknown_script(reply):
             return reply
         if wire is not self.wire:
             raise FeedsAway("another connection")

@@ -12,8 +12,19 @@ from uuid import UUID
 from feeds import tally
 from feeds.cached import proof
 from feeds.cached.gathered import Gathered
-from feeds.cached.proof import EPOCH_EVERY_S, LIFETIME_S, WINDOW, FeedsAway, Found, Miss, Missed, Same, Server
-from feeds.cached.scripts import PUT, RANGE, Command
+from feeds.cached.proof import (
+    EPOCH_EVERY_S,
+    EPOCH_WITHIN_S,
+    LIFETIME_S,
+    WINDOW,
+    FeedsAway,
+    Found,
+    Miss,
+    Missed,
+    Same,
+    Server,
+)
+from feeds.cached.scripts import PUT, RANGE, Command, is_unknown_script
 from feeds.cached.wire import pack
 from feeds.page import Place
 from feeds.postgres import PostgresAway
@@ -22,7 +33,6 @@ from feeds.store import Slice
 TRIES = 3
 REMEMBERED = 100_000
 """Of how many feeds a process remembers the highest total that it has served."""
-EPOCH_WITHIN_S = 1.0
 
 
 class Fence(NamedTuple):
@@ -79,6 +89,7 @@ class CachedFeeds:
         self.read_epoch = read_epoch
         self.window = window
         self.epoch: UUID | None = None
+        self.ended: UUID | None = None
         self.learning = asyncio.Lock()
         self.seen: OrderedDict[tuple[str, int], Seen] = OrderedDict()
         self.stamped = Stamped(None, None, None)
@@ -100,12 +111,14 @@ class CachedFeeds:
 
     async def page(self, org_id: str, feed: int, place: Place) -> Found | Missed:
         """Return what the cache proves to stand at a place of a feed, in one round trip."""
-        key = self.key(org_id)
+        key, stamped = self.key(org_id), self.stamped
         if key is None:
             return Missed(Miss.AWAY)
         try:
             sealed, entries = await self.fetch(key, feed, place)
         except FeedsAway:
+            return Missed(Miss.AWAY)
+        if stamped is not self.stamp():  # a total of another epoch would pass for one of this
             return Missed(Miss.AWAY)
         return self.unless_older(org_id, feed, proof.prove(key, feed, sealed, entries, place, window=self.window))
 
@@ -135,19 +148,21 @@ class CachedFeeds:
         """Tell whether a check is of the epoch and the server that the next command goes to."""
         return check.stamped is self.stamp()
 
-    async def look_again(self, org_id: str, check: Check) -> Found | Same | Missed | None:
+    async def look_again(self, org_id: str, check: Check) -> Found | Same | Missed:
         """Return `Same` where a page is still true, else what stands in its place: in one round trip.
 
-        None where the check is of another epoch or server than the next command: ask for the page.
+        The check must be current.
         """
-        if not self.is_current(check):
-            return None
         try:
             [reply] = await self.gathered.share(check.packed)
-            if not isinstance(reply, list):  # most likely the server has not seen the script yet
+            if not self.is_current(check):
+                return Missed(Miss.AWAY)
+            if is_unknown_script(reply):
                 keys = [check.key, proof.list_key(check.key, check.feed)]
                 reply = await self.gathered.run(RANGE, keys, [check.feed, *check.place, check.sealed])
         except FeedsAway:
+            return Missed(Miss.AWAY)
+        if not self.is_current(check):
             return Missed(Miss.AWAY)
         if isinstance(reply, list) and reply[0] == check.sealed:
             admitted = self.unless_older(org_id, check.feed, Found(check.total, []))
@@ -238,6 +253,8 @@ class CachedFeeds:
 
     def admit(self, org_id: str, feed: int, newest: Slice) -> bool:
         """Note what Postgres said, and tell whether it may be served: not if this process has served a newer page."""
+        if newest.epoch == self.ended:
+            return False
         seen = self.seen.get((org_id, feed))
         self.remember(org_id, feed, newest.total, of_epoch=newest.epoch)
         return seen is None or seen.epoch != newest.epoch or newest.total >= seen.total
@@ -260,7 +277,7 @@ class CachedFeeds:
             except (PostgresAway, TimeoutError) as error:
                 raise FeedsAway(f"no epoch: {error}") from error
             if epoch != self.epoch:
-                self.epoch = epoch
+                self.ended, self.epoch = self.epoch, epoch
 
     async def keep_epoch(self) -> None:
         """Learn the epoch again and again. While Postgres is down nothing can be committed: the last one holds."""

@@ -23,6 +23,11 @@ def load_script(*paths: Path) -> Script:
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
+def is_unknown_script(reply: object) -> bool:
+    """Tell whether a server answered that it has not seen a script yet."""
+    return isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
+
+
 APPEND = load_script(FOLDER / "seal.lua", FOLDER / "append.lua")
 PUT = load_script(FOLDER / "seal.lua", FOLDER / "put.lua")
 RANGE = load_script(FOLDER / "range.lua")

@@ -33,6 +33,14 @@ class Waiting(NamedTuple):
     deadline: float
 
 
+class Shared(asyncio.Future[Replies]):
+    """What several wait for: one who gives up does not take it from the others."""
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 -- asyncio's own signature
+        """Do nothing."""
+        return False
+
+
 class Wire(asyncio.Protocol):
     """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts all off."""
 
@@ -53,18 +61,19 @@ class Wire(asyncio.Protocol):
         packed = [pack(command) for command in commands]
         if atomic:
             packed = [MULTI, *packed, EXEC]
-        return self.send_packed(packed)
+        return self.send_packed(packed, self.loop.create_future())
 
     def share(self, packed: bytes) -> asyncio.Future[Replies]:
         """Send a command that only reads, once for all who ask for it in this turn of the event loop."""
         future = self.shared.get(packed)
         if future is None:
-            future = self.shared[packed] = self.send_packed([packed])
+            future = self.send_packed([packed], Shared(loop=self.loop))
+            if not future.done():  # what was refused is not sent, and must not be refused to others
+                self.shared[packed] = future
         return future
 
-    def send_packed(self, packed: Sequence[bytes]) -> asyncio.Future[Replies]:
-        """Send commands that are packed already; the replies come in their order."""
-        future: asyncio.Future[Replies] = self.loop.create_future()
+    def send_packed(self, packed: Sequence[bytes], future: asyncio.Future[Replies]) -> asyncio.Future[Replies]:
+        """Send commands that are packed already; the future gets the replies in their order."""
         if self.lost.done() or len(self.waiting) >= MAX_WAITING:
             future.set_exception(FeedsAway("the connection is lost" if self.lost.done() else "too many requests wait"))
             return future

@@ -14,7 +14,7 @@ from psycopg.rows import scalar_row
 
 from feeds.cached import proof
 from feeds.cached.link import Link
-from feeds.cached.proof import EPOCH_EVERY_S, WINDOW, FeedsAway, Found, Miss, Missed
+from feeds.cached.proof import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Found, Miss, Missed
 from feeds.cached.scripts import APPEND, Command
 from feeds.movement import Movement, render
 from feeds.page import EVERYTHING
@@ -25,6 +25,8 @@ SQL = load_queries(__file__)
 PATIENCE_S = 1.0
 """How long the feeds' Redis may be away before its feeds are given up."""
 RETRY_EVERY_S = 0.05
+EPOCH_KNOWN_S = EPOCH_EVERY_S + EPOCH_WITHIN_S + 0.1
+"""By when every reader that can ask Postgres knows of a new epoch."""
 
 
 class Shown(NamedTuple):
@@ -75,7 +77,7 @@ def wait_for_readers(link: Link, epoch: UUID) -> None:
     A process that has just started cannot know better, and waits once.
     """
     if link.epoch != epoch:
-        time.sleep(2 * EPOCH_EVERY_S)
+        time.sleep(EPOCH_KNOWN_S)
     link.epoch = epoch
 
 
@@ -96,7 +98,7 @@ def renew_epoch(connection: Connection[tuple[object, ...]], seen: UUID) -> None:
 def give_up(connection: Connection[tuple[object, ...]], epoch: UUID) -> None:
     """Never serve again what the feeds' Redis holds under an epoch, and wait until every reader knows."""
     renew_epoch(connection, epoch)
-    time.sleep(2 * EPOCH_EVERY_S)
+    time.sleep(EPOCH_KNOWN_S)
 
 
 def append(link: Link, epoch: UUID, posted: Mapping[str, Sequence[Movement]], window: int = WINDOW) -> Shown:

@@ -65,10 +65,11 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
     postgres, flights = Postgres(settings.reader_database_url), Flights()
+    epochs = Postgres(settings.reader_database_url, at_once=1)  # never waits behind pages
     identities = Identities(postgres, flights)
     noting = asyncio.create_task(keep_noting(identities))
     try:
-        async with CachedFeeds(settings.feeds_redis_url, partial(read_epoch, postgres)) as cache:
+        async with CachedFeeds(settings.feeds_redis_url, partial(read_epoch, epochs)) as cache:
             feeds = Feeds(Store(postgres, ledger.usage_numbers), flights, cache)
             seal = Seal(ledger.cursor_secret, ledger.usage_numbers)
             yield {
@@ -82,6 +83,7 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         with suppress(asyncio.CancelledError):
             await noting
         await identities.note_uses()
+        await epochs.close()
         await postgres.close()
 
 

@@ -117,7 +117,8 @@ class Identities:
             now = time.monotonic()
             if grant is None or now - grant.answered_at > KEPT_S:
                 raise PostgresAway("nothing is remembered of this key") from error
-            kept = self._granted[asker] = grant._replace(ask_after=now + RETRY_S)
+            ask_after = min(now + RETRY_S, grant.answered_at + KEPT_S)
+            kept = self._granted[asker] = grant._replace(ask_after=ask_after)
             return kept
 
     async def _ask(self, asker: Asker) -> Grant:

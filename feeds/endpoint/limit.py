@@ -30,16 +30,17 @@ class Limits:
         self._refused_until = OrderedDict[UUID, float]()
         self._full_at = OrderedDict[UUID, float]()
 
-    async def take(self, key_id: UUID, rate: int) -> None:
-        """Take one turn, in one round trip at most. Raises `RateLimited`.
-
-        Once refused, a key is refused here without asking until there is a turn again: flooding costs no round trip.
-        """
+    def require_turn(self, key_id: UUID) -> None:
+        """Refuse a key that was refused, until there is a turn again: flooding costs no round trip, and no page."""
         now = time.monotonic()
         until = self._refused_until.get(key_id, 0.0)
         if now < until:
             tally.limits["kept"] += 1
             raise RateLimited(until - now)
+
+    async def take(self, key_id: UUID, rate: int) -> None:
+        """Take one turn, in one round trip. Raises `RateLimited`."""
+        self.require_turn(key_id)
         wait_s = await self._ask(key_id, rate)
         if wait_s > 0:
             keep(self._refused_until, key_id, time.monotonic() + wait_s)

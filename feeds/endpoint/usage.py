@@ -93,10 +93,11 @@ async def answer_usage(scope: Scope) -> Answer:
     if grant.rate is None:
         page = await find_page(serving, meaning)
     else:  # side by side, and so in one round trip
+        serving.limits.require_turn(grant.key_id)
         _, page = await asyncio.gather(serving.limits.take(grant.key_id, grant.rate), find_page(serving, meaning))
     if b"if-none-match" in given and matches(join_values(headers, b"if-none-match"), page.etag):
         return Answer(304, [*COMMON_HEADERS, (b"etag", page.etag.encode())], b"", "unchanged")
-    return Answer(200, page.headers, page.body, "page")
+    return Answer(200, [*page.headers], page.body, "page")
 
 
 async def understand(serving: Serving, headers: Headers, query_string: bytes) -> Meaning:

@@ -1,5 +1,6 @@
 """The cached feeds on a real server: appended by the worker's side, read and refilled by the endpoint's."""
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -242,3 +243,31 @@ async def test_dropped_organisations_leave_nothing(redis_url):
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
             assert writer.drop(link, ledger.epoch, [ORG, "org_b"]) == 1
             assert client.dbsize() == 0
+
+
+async def test_a_total_of_an_epoch_that_ended_while_it_was_asked_for_is_not_remembered_for_the_next(redis_url):
+    ledger = FeedLedger()
+    ledger.post(ORG, 5)
+    async with cached_feeds(redis_url, ledger) as feeds:
+        await read(feeds, ledger)
+        feeds.seen.clear()
+        check = feeds.check(ORG, FEED, place_page(1, 20), ledger.total(ORG, FEED))
+        asked = [
+            asyncio.create_task(feeds.page(ORG, FEED, place_page(1, 20))),
+            asyncio.create_task(feeds.look_again(ORG, check)),
+        ]
+        await asyncio.sleep(0)  # they are on their way
+        feeds.ended, feeds.epoch = feeds.epoch, uuid4()
+        assert await asyncio.gather(*asked) == [Missed(Miss.AWAY)] * 2
+        assert not feeds.seen
+
+
+async def test_a_slice_of_the_epoch_before_is_not_admitted_once_the_next_is_known(redis_url):
+    ledger = FeedLedger()
+    ledger.post(ORG, 5)
+    async with cached_feeds(redis_url, ledger) as feeds:
+        late = await ledger.reader(ORG, FEED)()
+        ledger.epoch = uuid4()
+        await feeds.learn_epoch()
+        assert feeds.admit(ORG, FEED, await ledger.reader(ORG, FEED)())
+        assert not feeds.admit(ORG, FEED, late)

@@ -188,6 +188,19 @@ def test_a_refusal_is_remembered_for_a_second(connection, database_url):
     assert run(database_url, use) == "org_a"
 
 
+def test_without_postgres_no_answer_is_used_beyond_five_minutes_however_late_it_was_recalled(connection, database_url):
+    _, secret = create_key(connection, org_id="org_a")
+
+    async def use(identities, postgres, pass_s):
+        await identities.identify(secret, None)
+        postgres.is_away = True
+        pass_s(299)
+        grant = await identities.identify(secret, None)
+        assert grant.ask_after <= grant.answered_at + identity.KEPT_S
+
+    run(database_url, use)
+
+
 def test_without_postgres_a_key_is_good_for_five_minutes_after_postgres_last_said_so(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
 

@@ -219,3 +219,17 @@ def test_the_command_sets_a_keys_rate_and_lists_it(environment):
     assert [key["rate"] for key in run_json("keys", "list")["keys"]] == [5, None]
     for rate in ("0", "100001", "1.5"):
         assert "--rate" in run("keys", "create", "--org", "org_a", "--rate", rate, code=2).stderr
+
+
+def test_a_key_that_floods_costs_neither_a_round_trip_nor_a_page(client, seeded, writes):
+    _, secret = create_key(seeded, org_id="org_a", rate=1)
+    for _ in range(5):
+        client.get(PATH, headers=headers_of(secret))
+    before, reads = len(writes), sum(tally.misses.values()) + sum(tally.hits.values())
+    answers = [client.get(f"{PATH}?page={page}", headers=headers_of(secret)).status_code for page in range(1, 101)]
+
+    assert set(answers) <= {200, 429}
+    let_through = answers.count(200)
+    assert let_through <= 3
+    assert sum(tally.misses.values()) + sum(tally.hits.values()) - reads <= 2 * let_through + 1
+    assert len(writes) - before <= 4 * let_through + 2
