@@ -49,6 +49,24 @@ def test_no_statement_of_a_posting_scans_a_table(connection, name, filled):
     assert "Index" in plan
 
 
+@pytest.mark.parametrize("organisations", [1, 500])
+def test_known_refs_are_looked_up_by_their_index_though_the_statistics_know_grants_alone(connection, organisations):
+    grants = [
+        {"type": "grant", "org_id": f"org_{n}", "grant_ref": "g", "credits": 999, "source": "plan"}
+        for n in range(organisations)
+    ]
+    post_all(connection, *grants)
+    connection.execute("VACUUM (ANALYZE)")
+    usage = {"type": "usage", "org_id": "org_0", "usage_kind": "ai_usage", "credits": 1}
+    post_all(connection, *[usage | {"usage_ref": f"u{n}"} for n in range(900)])
+
+    usages = explain(connection, ledger.SQL["read_usages"], PARAMETERS["read_usages"])
+    assert usages.index("Function Scan on r ") < usages.index("Index Scan using movements_by_usage_ref")
+    assert usages.count("Scan") == 2
+    closed = explain(connection, ledger.SQL["read_grants"], PARAMETERS["read_grants"])
+    assert closed.index("Function Scan on r ") < closed.index("grants_org_no_grant_ref_key")
+
+
 def test_the_search_for_due_grants_reads_one_range_of_each_index(connection):
     plan = explain(connection, sweep.SQL["find_due"], {"most": 10, "grace": timedelta(0)})
     assert "grants_to_allot" in plan

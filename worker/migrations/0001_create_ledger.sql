@@ -74,7 +74,8 @@ WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
 CREATE UNIQUE INDEX movements_by_kind_and_usage_kind ON movements (org_no, usage_number, kind, kind_usage_ordinal)
 WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
 -- A usage has one consume and one overflow line at most; by this index a known ref is found, and then compared.
-CREATE UNIQUE INDEX movements_by_usage_ref ON movements (org_no, ref_digest(usage_ref), kind)
+-- (NULLS FIRST is an order that no other index has: see `read_usages`.)
+CREATE UNIQUE INDEX movements_by_usage_ref ON movements (org_no, ref_digest(usage_ref), kind NULLS FIRST)
 WHERE usage_number IS NOT NULL;
 
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
