@@ -33,7 +33,7 @@ from worker.streams import shard_of, stream_of
 
 SHARDS = 8
 PLENTY = 10**12
-AT_ONCE = 500
+AT_ONCE = 2000
 ADDED_AT_ONCE = 2000
 WARM_FEEDS = (
     Filter(),

@@ -42,7 +42,7 @@ DEBITED = """
 def writing_peers(ground: Ground) -> list[Contender]:
     """Return all peers that this machine can run."""
     on_rabbit = [CeleryRabbitNothing()] if ground.amqp_url else []
-    databases = [NostroDebit(2), NostroDebit(8), Pgbench(2), Pgbench(8), Pgbench(16)]
+    databases = [NostroDebit(2), NostroDebit(8), Pgbench(8), Pgbench(16)]
     return [CeleryNothing(), *on_rabbit, CeleryTransaction(), DramatiqTransaction(), *databases]
 
 
