@@ -29,9 +29,12 @@ pending = Counter[str]()
 
 def note_batch(entries: Iterable[Entry], posted: Posted) -> None:
     """Count a batch that was posted: its events by type and outcome, its lines by kind, and how often it was split."""
-    refused = {refusal.entry: refusal.reason.code for refusal in posted.refusals}
-    for entry in entries:
-        pending[f"events {type_of(entry.raw)} {refused.get(entry, 'posted')}"] += 1
+    types = Counter(type_of(entry.raw) for entry in entries)
+    types.subtract(type_of(refusal.entry.raw) for refusal in posted.refusals)
+    for type_, number in types.items():
+        pending[f"events {type_} posted"] += number
+    for refusal in posted.refusals:
+        pending[f"events {type_of(refusal.entry.raw)} {refusal.reason.code}"] += 1
     for lines in posted.movements.values():
         for line in lines:
             pending[f"movements {line.kind}"] += 1

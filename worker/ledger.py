@@ -192,12 +192,12 @@ def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, str]:
 
 
 def show_array(values: Iterable[object]) -> str:
-    """Return an array as Postgres reads it, of ids and refs: none is null or holds a character to escape.
+    """Return an array as Postgres reads it, of numbers, times, ids, refs or None: none holds a character to escape.
 
     A tenth of a posting's time: psycopg looks into every element for what it would have to quote.
     """
-    quoted = '","'.join(map(str, values))
-    return f'{{"{quoted}"}}' if quoted else "{}"
+    elements = [NULL if value is None else f'"{value}"' for value in values]
+    return f"{{{','.join(elements)}}}"
 
 
 def write(
@@ -264,22 +264,24 @@ def as_arrays(lines: Sequence[tuple[str, ...]]) -> dict[str, str]:
     return {name: f"{{{','.join(column)}}}" for name, column in zip(LINE_COLUMNS, columns_of_lines, strict=True)}
 
 
-def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, list[object]]:
+def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, object]:
     """Return grants as the columns that `write_grants` takes."""
     names = {name: f"{name}s" for name in Grant.__slots__}
     names |= {"credits": "credits", "priority": "priorities"}
-    shown: dict[str, list[object]] = {
-        plural: [getattr(grant, name) for _, grant in grants] for name, plural in names.items()
+    shown: dict[str, object] = {
+        plural: show_array(getattr(grant, name) for _, grant in grants) for name, plural in names.items()
     }
-    return shown | {"org_nos": [org_no for org_no, _ in grants]}
+    reasons = [grant.revoke_reason for _, grant in grants]  # in anybody's words, so psycopg's to quote
+    return shown | {"org_nos": show_array(org_no for org_no, _ in grants), "revoke_reasons": reasons}
 
 
 def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organisation]) -> dict[str, object]:
     """Return organisations as the columns that `write_organisations` takes."""
+    hashes = (organisation.last_hash.hex() if organisation.last_hash else None for organisation in organisations)
     return {
         "org_nos": show_array(org_nos[organisation.org_id] for organisation in organisations),
-        "counts": [f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations],
+        "counts": show_array(f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations),
         "grant_counts": show_array(organisation.grant_count for organisation in organisations),
-        "last_created_ats": [organisation.last_created_at for organisation in organisations],
-        "last_hashes": [organisation.last_hash for organisation in organisations],
+        "last_created_ats": show_array(show_instant(organisation.last_created_at) for organisation in organisations),
+        "last_hashes": show_array(hashes),
     }

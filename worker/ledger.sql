@@ -121,9 +121,13 @@ ON CONFLICT (org_no, grant_no) DO UPDATE SET
 -- name: write_organisations
 -- The counts and the hash that the new lines have moved.
 UPDATE organisations AS o
-SET counts = n.counts::bigint[], grants = n.grants, last_created_at = n.last_created_at, last_hash = n.last_hash
+SET
+    counts = n.counts::bigint[],
+    grants = n.grants,
+    last_created_at = n.last_created_at,
+    last_hash = decode(n.last_hash, 'hex')
 FROM unnest(
     %(org_nos)s::bigint[], %(counts)s::text[], %(grant_counts)s::bigint[], %(last_created_ats)s::timestamptz[],
-    %(last_hashes)s::bytea[]
+    %(last_hashes)s::text[]
 ) AS n (org_no, counts, grants, last_created_at, last_hash)
 WHERE o.org_no = n.org_no;

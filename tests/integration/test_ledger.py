@@ -83,3 +83,17 @@ def test_every_history_comes_out_of_the_database_line_by_line(connection, clock,
             [org_id],
         )
         assert dict(rows.fetchall()) == remaining
+
+
+@pytest.mark.parametrize("name", ["NULL", "None", "null", "true", "..", "-"])
+def test_names_that_mean_something_elsewhere_are_names_here(connection, name):
+    grant = {"type": "grant", "org_id": name, "grant_ref": name, "credits": 9, "source": "plan"}
+    usage = {"type": "usage", "org_id": name, "usage_ref": name, "usage_kind": "ai_usage", "credits": 5}
+    reason = "a \"reason\", \\ {NULL} 'and' more"
+    revoke = {"type": "revoke", "org_id": name, "grant_ref": name, "reason": reason}
+    assert not post_all(connection, grant, usage, usage, revoke).refusals
+    assert not post_all(connection, usage, grant).movements
+
+    rows = connection.execute("SELECT org_id, usage_ref, credits FROM movements JOIN organisations USING (org_no)")
+    assert sorted(rows) == sorted([(name, name, 9), (name, name, -5), (name, name, -4)])
+    assert connection.execute("SELECT grant_ref, revoke_reason FROM grants").fetchall() == [(name, reason)]
