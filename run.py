@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).resolve().parent
 VENV = CHECKOUT / ".venv"
 LOCK = CHECKOUT / "requirements.lock"
 PYTHON_MINIMUM = (3, 11)
+OF_THE_TESTS = {"faults": "tests.faults.long", "bench": "tests.bench"}
 STAGES = (
     ("format", ("ruff", "format", "--check", ".")),
     ("lint", ("ruff", "check", ".")),
@@ -36,11 +37,9 @@ def main(arguments: "list[str]") -> NoReturn:
         sys.exit(f"run.py: {VENV} could not be made: {error}")
     if arguments[:1] == ["test"]:
         sys.exit(run_stages(arguments[1:]))
-    program = ["worker", *(arguments or ["up", "--demo"])]
-    if arguments[:1] == ["faults"]:
-        program = ["tests.faults.long", *arguments[1:]]
-    if arguments[:1] == ["bench"]:
-        program = ["tests.bench", *arguments[1:]]
+    arguments = arguments or ["up", "--demo"]
+    module = OF_THE_TESTS.get(arguments[0])
+    program = [module, *arguments[1:]] if module else ["worker", *arguments]
     command = [str(VENV / "bin" / "python"), "-m", *program]
     os.execve(command[0], command, environment())  # noqa: S606 -- no shell is wanted
 

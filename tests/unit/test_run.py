@@ -104,10 +104,11 @@ def test_a_command_imports_from_the_checkout_alone_and_finds_its_state_there(run
     assert env["USAGE_FEEDS_STATE"] == str(RUN.parent / ".usage-feeds")
 
 
-def test_faults_run_from_the_checkout(run, executed):
-    run.main(["faults", "--minutes", "1"])
+@pytest.mark.parametrize(("name", "module"), [("faults", "tests.faults.long"), ("bench", "tests.bench")])
+def test_faults_and_the_benchmark_run_from_the_checkout(run, executed, name, module):
+    run.main([name, "--json", "file"])
 
-    assert executed[0][0] == ["-m", "tests.faults.long", "--minutes", "1"]
+    assert executed[0][0] == ["-m", module, "--json", "file"]
 
 
 def test_a_state_folder_that_is_set_stays(run, executed, monkeypatch):
