@@ -50,8 +50,6 @@ class Ours:
     Every organisation has a grant that suffices. `warm`: all feeds of all organisations are being read.
     """
 
-    is_ours = True
-
     def __init__(self, name: str, organisations: int, events: int, *, warm: bool = False) -> None:
         self.name = name
         self.organisations = organisations

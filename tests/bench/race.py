@@ -28,7 +28,6 @@ class Contender(Protocol):
     """
 
     name: str
-    is_ours: bool
     events: int
 
     def fill(self, ground: Ground, events: int) -> None: ...

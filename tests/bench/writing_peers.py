@@ -50,7 +50,6 @@ class CeleryNothing:
     """Celery on Redis, and a task that does nothing."""
 
     name = "Celery on Redis, a task that does nothing"
-    is_ours = False
     events = 2400
 
     def fill(self, ground: Ground, events: int) -> None:
@@ -76,7 +75,6 @@ class CeleryRabbitNothing:
     """
 
     name = "Celery on RabbitMQ, a task that does nothing"
-    is_ours = False
     events = 4000
 
     def fill(self, ground: Ground, events: int) -> None:
@@ -102,7 +100,6 @@ class CeleryRabbitNothing:
 class Counted:
     """What is watched in Postgres: `done_so_far` says how many events are committed."""
 
-    is_ours = False
     done_so_far = "SELECT count(*) FROM movements"
     events: int
 
