@@ -21,12 +21,13 @@ WARM = "usage-feeds, 1,000 organisations, all feeds being read"
 
 
 def our_contenders(share: float) -> list[Ours]:
-    """Return ours; `share` of the usual number of events."""
+    """Return ours, with `share` of the usual number of organisations and enough events for the clock to see."""
+    events = int(60_000 * max(share, 0.3))
     return [
-        Ours(SPREAD, 1000, int(60_000 * share)),
-        Ours(HOT, 1, int(60_000 * share)),
-        Ours(WIDE, int(100_000 * share), int(60_000 * share)),
-        Ours(WARM, int(1000 * share), int(40_000 * share), warm=True),
+        Ours(SPREAD, 1000, events),
+        Ours(HOT, 1, events),
+        Ours(WIDE, int(100_000 * share), events),
+        Ours(WARM, int(1000 * share), int(events / 1.5), warm=True),
     ]
 
 
