@@ -22,8 +22,8 @@ LIFETIME_S = 600
 """How long a cached organisation lives, counted from its first read: what a lost append costs at most."""
 EPOCH_EVERY_S = 0.25
 """How often a process that reads feeds learns the epoch."""
-EPOCH_WITHIN_S = 1.0
-"""How long it may wait to be told."""
+EPOCH_WITHIN_S = 0.4
+"""How long it waits to be told; then it asks again."""
 RENDERING = 1
 """The version of `feeds.movement.render`: raise it when the same movement would show other bytes."""
 
