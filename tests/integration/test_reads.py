@@ -54,7 +54,11 @@ async def made(database_url, redis_url):
     """Give what an endpoint reads from."""
     postgres = Counted(database_url)
     try:
-        async with CachedFeeds(redis_url, partial(read_epoch, postgres)) as cached:
+        cached = CachedFeeds(redis_url, partial(read_epoch, postgres))
+        cached.gathered.reply_within_s = (
+            5.0  # a thousand askers of one process: on a slow day more than a tenth of a second
+        )
+        async with cached:
             yield Feeds(Store(postgres, NUMBERS), Flights(), cached)
     finally:
         await postgres.close()
