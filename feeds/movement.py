@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
+import uuid_utils
 from typeid import TypeID
 
 
@@ -28,6 +29,10 @@ USAGE_BORNE = frozenset({Kind.CONSUME, Kind.OVERFLOW})
 """The kinds that a usage causes: these alone have a usage kind."""
 
 
+AnyUUID = UUID | uuid_utils.UUID
+"""As psycopg reads an id, and as one is made: seven times as fast."""
+
+
 class Movement(NamedTuple):
     """One line of the credit ledger, never changed once written.
 
@@ -36,7 +41,7 @@ class Movement(NamedTuple):
     or posted for to its place there; `draws` says which grant (by number) gave how many credits.
     """
 
-    id: UUID
+    id: AnyUUID
     kind: Kind
     credits: int
     usage_kind: str | None
@@ -59,7 +64,7 @@ def render(movement: Movement) -> bytes:
     ).encode()
 
 
-def show_id(movement_id: UUID) -> str:
+def show_id(movement_id: AnyUUID) -> str:
     """Return the TypeID of a movement: `cent_` and 26 characters."""
     return str(TypeID.from_uuid(movement_id, "cent"))  # type: ignore[arg-type]  # it asks for uuid_utils' own class
 

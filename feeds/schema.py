@@ -1,5 +1,6 @@
 """Is this database the ledger that this process was set up for?"""
 
+from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -51,13 +52,17 @@ class SettingsDiffer(UnusableSetup):
 
 
 class Ledger(NamedTuple):
-    """What is true of the whole ledger. `usage_numbers` is in the order of the numbers, which start at 0."""
+    """What is true of the whole ledger. `usage_numbers` is in the order of the numbers, which start at 0.
+
+    `read_at`: when it was read, in seconds of this machine's monotonic clock.
+    """
 
     epoch: UUID
     cursor_secret: bytes
     event_shards: int
     expiry_grace_s: int
     usage_numbers: dict[str, int]
+    read_at: float
 
     @property
     def usage_kinds(self) -> tuple[str, ...]:
@@ -105,4 +110,4 @@ def read_ledger(cursor: Cursor[Any]) -> Ledger | None:
         return None
     epoch, event_shards, expiry_grace_s, cursor_secret = row
     usage_numbers = dict(cursor.execute(SQL["read_usage_kinds"]).fetchall())
-    return Ledger(epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers)
+    return Ledger(epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers, monotonic())

@@ -35,7 +35,7 @@ MIXED = (ALLOT, CONSUME_AI, CONSUME_TM, OVERFLOW_AI, CONSUME_AI, EXPIRE, CONSUME
 def seed_shown(connection: psycopg.Connection[Any], redis_url: str, org_id: str, lines: Sequence[Line]) -> None:
     """Append these lines, and have the cached feeds show them, as a worker that has run for a while does."""
     link = Link(redis_url)
-    link.epoch = writer.read_epoch(connection)  # one that has just started waits until every reader knows it
+    link.know(writer.read_epoch(connection), since=float("-inf"))
     try:
         writer.show(link, connection, {org_id: seed(connection, org_id, lines)})
     finally:

@@ -73,7 +73,9 @@ def streams() -> Redis:
 @cache
 def feeds_link() -> Link:
     """Return the connection to the feeds' Redis: for one thread of this process."""
-    return Link(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
+    link = Link(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
+    link.know(ledger().epoch, since=ledger().read_at)
+    return link
 
 
 def show(connection: Connection[Any], posted: Posted, repeated: bool) -> None:  # noqa: FBT001

@@ -6,7 +6,7 @@ scraped at, and come and go. A killed process takes a second's counts with it: t
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from feeds.cached.writer import Shown
-from worker.entries import Entry
 from worker.ledger import Posted
 
 COUNTS = "events:counts"
@@ -27,17 +26,14 @@ pending = Counter[str]()
 """What is not yet in Redis: a metric's name and the values of its labels, with blanks between."""
 
 
-def note_batch(entries: Iterable[Entry], posted: Posted) -> None:
+def note_batch(posted: Posted) -> None:
     """Count a batch that was posted: its events by type and outcome, its lines by kind, and how often it was split."""
-    types = Counter(type_of(entry.raw) for entry in entries)
-    types.subtract(type_of(refusal.entry.raw) for refusal in posted.refusals)
-    for type_, number in types.items():
+    for type_, number in posted.types.items():
         pending[f"events {type_} posted"] += number
     for refusal in posted.refusals:
         pending[f"events {type_of(refusal.entry.raw)} {refusal.reason.code}"] += 1
-    for lines in posted.movements.values():
-        for line in lines:
-            pending[f"movements {line.kind}"] += 1
+    for kind, number in Counter(line.kind for lines in posted.movements.values() for line in lines).items():
+        pending[f"movements {kind}"] += number
     pending["batches"] += 1
     pending["batch_splits"] += posted.splits
 
@@ -51,7 +47,7 @@ def note_shown(shown: Shown) -> None:
 
 
 def type_of(raw: bytes) -> str:
-    """Return an event's type as its bytes say it: the parsed event is not at hand, and what is refused has none."""
+    """Return the type of a refused event as its bytes say it: perhaps nothing could be parsed."""
     found = TYPE.search(raw)
     return found[1].decode() if found else "unknown"
 

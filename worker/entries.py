@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -28,12 +29,18 @@ class Entry(NamedTuple):
     @property
     def added_at(self) -> datetime:
         """When it was added, by the clock of Redis; ids that producers made up are bounded."""
-        return datetime.fromtimestamp(min(int(self.entry_id.partition("-")[0]), LAST_MS) / 1000, UTC)
+        return instant_of(self.entry_id.partition("-")[0])
 
     @property
     def digest(self) -> bytes:
         """The SHA-256 of the bytes."""
         return hashlib.sha256(self.raw).digest()
+
+
+@lru_cache(maxsize=16)  # what is added together shares its millisecond
+def instant_of(ms: str) -> datetime:
+    """Return an instant of Redis's clock."""
+    return datetime.fromtimestamp(min(int(ms), LAST_MS) / 1000, UTC)
 
 
 class Refusal(NamedTuple):

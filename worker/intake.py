@@ -159,9 +159,8 @@ def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
     except BaseException:
         take_back(intake, taken)
         raise
-    entries = [entry for part in taken for entry in part.entries]
-    counts.note_batch(entries, posted)
-    intake.posted += len(entries)
+    counts.note_batch(posted)
+    intake.posted += sum(len(part.entries) for part in taken)
     intake.buried += len(posted.refusals)
     return Outcome.POSTED
 
@@ -215,7 +214,7 @@ def read(intake: Intake, leases: list[Lease], known: dict[int, tuple[int, Suspec
         for part, rows in zip(leases, answers, strict=True):
             if not rows:
                 continue
-            entries = [make_entry(part.shard, *row) for row in rows]
+            entries = make_entries(part.shard, rows)
             intake.seen[part.shard] = entries[-1].entry_id
             repeated = order_of(entries[0].entry_id) <= order_of(part.last_entry_id)
             if not (repeated and part.fresh):
@@ -226,9 +225,10 @@ def read(intake: Intake, leases: list[Lease], known: dict[int, tuple[int, Suspec
     return taken
 
 
-def make_entry(shard: int, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """Return an entry as Redis gave it; without the field `event` it is empty, and buried as such."""
-    return Entry(stream_of(shard), entry_id.decode(), fields.get(b"event", b""))
+def make_entries(shard: int, rows: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
+    """Return entries as Redis gave them; one without the field `event` is empty, and buried as such."""
+    stream = stream_of(shard)
+    return [Entry(stream, entry_id.decode(), fields.get(b"event", b"")) for entry_id, fields in rows]
 
 
 def order_of(entry_id: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """How is a batch of entries posted, once and whole?"""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from feeds.movement import Movement
 from feeds.page import count_feeds
@@ -26,20 +26,27 @@ LINE_COLUMNS = (
     "positions", "kind_ordinals", "usage_ordinals", "kind_usage_ordinals", "credits", "created_ats", "movement_ids",
     "org_nos", "usage_numbers", "kinds", "usage_refs", "hashes", "draws",
 )  # fmt: skip
+WRITTEN_AT_ONCE = 250
+"""How many events are posted before their lines are sent: Postgres writes them while the next are posted here."""
 NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
 """Classes of SQLSTATE that speak of the server, the connection or our set-up: retried, never buried."""
+
+Buried = Mapping[tuple[str, str], set[bytes]]
+"""The digests that lie buried, by stream and entry id."""
 
 
 @dataclass(slots=True)
 class Posted:
     """What a batch came to: new movements by organisation, the organisations it named, what was buried.
 
-    `splits`: how often it was halved, in search of an event that the database refuses.
+    `types` counts the events that were posted. `splits`: how often the batch was halved, in search of an event that
+    the database refuses.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
     org_ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
+    types: Counter[str] = field(default_factory=Counter)
     splits: int = 0
 
     def merge(self, other: "Posted") -> "Posted":
@@ -47,8 +54,13 @@ class Posted:
         movements = defaultdict(list, self.movements)
         for org_id, lines in other.movements.items():
             movements[org_id] = movements[org_id] + lines
-        refusals = self.refusals + other.refusals
-        return Posted(dict(movements), self.org_ids | other.org_ids, refusals, self.splits + other.splits + 1)
+        return Posted(
+            dict(movements),
+            self.org_ids | other.org_ids,
+            self.refusals + other.refusals,
+            self.types + other.types,
+            self.splits + other.splits + 1,
+        )
 
 
 def post_entries(
@@ -94,18 +106,36 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
     org_ids = sorted({event.org_id for _, event in events})
     buried, org_nos, organisations = lock(connection, ledger, org_ids, [] if again else entries)
     terms = read(connection, ledger, org_nos, organisations, [event for _, event in events])
+    posted = Posted({}, set(org_ids), refusals)
+    with connection.pipeline():
+        for start in range(0, len(events), WRITTEN_AT_ONCE):
+            part = events[start : start + WRITTEN_AT_ONCE]
+            post_events(part, buried, organisations, terms, posted)
+            named = [organisations[org_id] for org_id in dict.fromkeys(event.org_id for _, event in part)]
+            write_lines(connection, ledger, org_nos, named, posted)
+        write_states(connection, org_nos, organisations, posted)
+        if refusals:
+            bury(connection, refusals)
+    return posted
+
+
+def post_events(
+    events: Sequence[tuple[Entry, Event]],
+    buried: Buried,
+    organisations: Mapping[str, Organisation],
+    terms: Terms,
+    posted: Posted,
+) -> None:
+    """Post events to their organisations, and note what came of each."""
     for entry, event in events:
         if (entry.stream, entry.entry_id) in buried and entry.digest in buried[entry.stream, entry.entry_id]:
             continue
         try:
             post(event, organisations[event.org_id], terms, entry.added_at)
         except EventRefused as reason:
-            refusals.append(Refusal(entry, reason))
-    write(connection, ledger, org_nos, organisations)
-    if refusals:
-        bury(connection, refusals)
-    movements = {org_id: state.movements for org_id, state in organisations.items() if state.movements}
-    return Posted(movements, set(org_ids), refusals)
+            posted.refusals.append(Refusal(entry, reason))
+        else:
+            posted.types[event.type] += 1
 
 
 def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
@@ -117,9 +147,6 @@ def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[
         except EventRefused as reason:
             refusals.append(Refusal(entry, reason))
     return events, refusals
-
-
-Buried = Mapping[tuple[str, str], set[bytes]]
 
 
 def lock(
@@ -200,32 +227,45 @@ def show_array(values: Iterable[object]) -> str:
     return f"{{{','.join(elements)}}}"
 
 
-def write(
+def write_lines(
     connection: Connection[Any],
     ledger: Ledger,
     org_nos: Mapping[str, int],
-    organisations: Mapping[str, Organisation],
+    organisations: Iterable[Organisation],
+    posted: Posted,
 ) -> None:
-    """Write the new lines, the grants that changed and the organisations' counts."""
-    moved = [organisation for organisation in organisations.values() if organisation.movements]
-    lines = [line for organisation in moved for line in show_lines(org_nos[organisation.org_id], organisation, ledger)]
+    """Send the lines that organisations have gained, and hand them over to what was posted."""
+    lines: list[tuple[str, ...]] = []
+    for organisation in organisations:
+        if organisation.movements:
+            lines += show_lines(org_nos[organisation.org_id], organisation, ledger)
+            posted.movements.setdefault(organisation.org_id, []).extend(organisation.movements)
+            organisation.movements.clear()
+    if lines:
+        connection.execute(SQL["insert_movements"], as_arrays(lines))
+
+
+def write_states(
+    connection: Connection[Any],
+    org_nos: Mapping[str, int],
+    organisations: Mapping[str, Organisation],
+    posted: Posted,
+) -> None:
+    """Send the grants that changed, and the counts of organisations that did."""
     grants = [
         (org_nos[organisation.org_id], grant)
         for organisation in organisations.values()
         for grant in organisation.changed_grants.values()
     ]
-    with connection.pipeline():
-        if lines:
-            connection.execute(SQL["insert_movements"], as_arrays(lines))
-        if grants:
-            connection.execute(SQL["write_grants"], show_grants(grants))
-        changed = [
-            organisation
-            for organisation in organisations.values()
-            if organisation.movements or organisation.changed_grants
-        ]
-        if changed:
-            connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
+    if grants:
+        connection.execute(SQL["write_grants"], show_grants(grants))
+    changed = [
+        organisation
+        for organisation in organisations.values()
+        if organisation.org_id in posted.movements or organisation.changed_grants
+    ]
+    if changed:
+        connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
 
 
 def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[tuple[str, ...]]:

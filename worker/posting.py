@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from uuid import UUID
 
-from feeds.movement import USAGE_BORNE, Kind, Movement
+from feeds.movement import USAGE_BORNE, AnyUUID, Kind, Movement
 from feeds.page import feed_numbers
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
 
@@ -46,7 +45,7 @@ class Terms:
     now: datetime
     expiry_grace: timedelta
     usage_numbers: Mapping[str, int]
-    new_id: Callable[[], UUID]
+    new_id: Callable[[], AnyUUID]
 
 
 @dataclass(slots=True)

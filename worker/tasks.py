@@ -3,6 +3,7 @@
 `celery -A worker.tasks worker` and `celery -A worker.tasks beat`.
 """
 
+import gc
 import logging
 import sys
 from functools import partial
@@ -129,6 +130,12 @@ def empty_drains(**_: Any) -> None:
         queue.purge()
 
 
+def spare_the_collector(**_: Any) -> None:
+    """Keep the garbage collector from going through all that is loaded, several times a batch: a fifth of its time."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
 def quieten(**_: Any) -> None:
     """Keep the coming and going of every drain and sweep, four lines a second, out of the log."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
@@ -138,4 +145,5 @@ def quieten(**_: Any) -> None:
 signals.after_setup_logger.connect(quieten, weak=False)
 signals.worker_init.connect(refuse_to_start, weak=False)
 signals.worker_init.connect(empty_drains, weak=False)
+signals.worker_process_init.connect(spare_the_collector, weak=False)
 signals.beat_init.connect(refuse_to_start, weak=False)

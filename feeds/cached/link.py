@@ -6,6 +6,7 @@ a command must go to the very server for which its keys were built, or fail.
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import redis
 from redis.backoff import NoBackoff
@@ -15,8 +16,6 @@ from feeds.cached.proof import FeedsAway, Server, read_server
 from feeds.cached.scripts import Command, Script
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from redis.connection import ConnectionInterface
 
 CONNECT_WITHIN_S = 0.5
@@ -39,6 +38,12 @@ class Link:
         self.known: Server | None = None
         self.away_since: float | None = None
         self.epoch: UUID | None = None
+        self.epoch_since = float("-inf")
+
+    def know(self, epoch: UUID, since: float) -> None:
+        """Note that an epoch had begun by `since`, on the monotonic clock, unless that is known."""
+        if epoch != self.epoch:
+            self.epoch, self.epoch_since = epoch, since
 
     def server(self) -> Server:
         """Return who answers at the other end, connecting where there is no connection."""

@@ -55,6 +55,7 @@ def show(
         return Shown()
     # The epoch as it was after the commit: whoever reads under a later one sees the batch in Postgres.
     epoch = read_epoch(connection)
+    link.know(epoch, time.monotonic())
     while True:
         try:
             shown = append(link, epoch, {org: lines for org, lines in posted.items() if org not in repeated})
@@ -68,18 +69,13 @@ def show(
             time.sleep(RETRY_EVERY_S)
         else:
             link.away_since = None
-            wait_for_readers(link, epoch)
+            wait_for_readers(link)
             return shown._replace(dropped=dropped)
 
 
-def wait_for_readers(link: Link, epoch: UUID) -> None:
-    """Wait, where somebody may have begun a new epoch, until every reader knows: the old feeds lack this batch.
-
-    A process that has just started cannot know better, and waits once.
-    """
-    if link.epoch != epoch:
-        time.sleep(EPOCH_KNOWN_S)
-    link.epoch = epoch
+def wait_for_readers(link: Link) -> None:
+    """Wait, where somebody may just have begun a new epoch, until every reader knows: the old feeds lack this batch."""
+    time.sleep(max(0.0, link.epoch_since + EPOCH_KNOWN_S - time.monotonic()))
 
 
 def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import psycopg
 import pytest
@@ -113,3 +114,14 @@ def test_an_epoch_that_another_process_ended_is_not_renewed_again(ledger_row):
     after = writer.read_epoch(ledger_row)
     writer.renew_epoch(ledger_row, before)
     assert writer.read_epoch(ledger_row) == after != before
+
+
+def test_a_batch_waits_for_readers_only_where_its_epoch_may_be_new(redis_url, ledger_row, monkeypatch):
+    ledger, waits = FeedLedger(), []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with link_to(redis_url) as link:
+        link.know(writer.read_epoch(ledger_row), since=time.monotonic() - writer.EPOCH_KNOWN_S)
+        writer.show(link, ledger_row, {ORG: ledger.post(ORG)})
+        writer.renew_epoch(ledger_row, writer.read_epoch(ledger_row))
+        writer.show(link, ledger_row, {ORG: ledger.post(ORG)})
+    assert waits == [0, pytest.approx(writer.EPOCH_KNOWN_S, abs=0.5)]

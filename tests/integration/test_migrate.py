@@ -53,7 +53,7 @@ def test_migrating_again_changes_nothing(connection):
 
     assert migrate(connection, WorkerSettings()) == []
 
-    assert check_ledger(connection, WorkerSettings()) == before
+    assert check_ledger(connection, WorkerSettings())._replace(read_at=before.read_at) == before
 
 
 def test_migrating_works_within_a_connection_that_does_not_autocommit(empty_database_url):

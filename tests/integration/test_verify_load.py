@@ -21,8 +21,7 @@ def write(environment, stop):
     with closing(Link(environment["REDIS_URL"])) as link:
 
         def show_late(connection, posted, repeated):
-            # As a worker that has run for a while: one that has just started waits until every reader knows the epoch.
-            link.epoch = link.epoch or writer.read_epoch(connection)
+            link.know(writer.read_epoch(connection), since=float("-inf"))  # as a worker that has run for a while
             time.sleep(ON_ITS_WAY_S)
             writer.show(link, connection, posted.movements, posted.org_ids if repeated else ())
 
