@@ -1,0 +1,45 @@
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+import uuid_utils
+from hypothesis import given
+from hypothesis import strategies as st
+from typeid import TypeID
+
+from feeds.movement import Kind, Movement, render, show_id, show_time
+
+
+@given(movement_id=st.uuids(version=4))
+def test_an_id_is_the_typeid_of_either_class_of_uuid(movement_id):
+    shown = show_id(movement_id)
+
+    assert (
+        shown
+        == str(TypeID.from_uuid(uuid_utils.UUID(movement_id.hex), "cent"))
+        == show_id(uuid_utils.UUID(movement_id.hex))
+    )
+
+
+@given(instant=st.datetimes(min_value=datetime(2000, 1, 1), timezones=st.just(timezone(timedelta(hours=2)))))  # noqa: DTZ001
+def test_a_time_is_shown_in_utc_and_reads_back_as_the_same_instant(instant):
+    assert show_time(instant).endswith("Z")
+    assert datetime.fromisoformat(show_time(instant)) == instant
+
+
+@pytest.mark.parametrize("usage_kind", ["ai_usage", None])
+def test_an_entry_is_the_json_of_the_contract(usage_kind):
+    movement = Movement(UUID(int=7), Kind.CONSUME, -10, usage_kind, "u_1", datetime(2026, 6, 1, 10, tzinfo=UTC), {0: 1})
+
+    entry = json.loads(render(movement))
+
+    assert entry == {
+        "object": "credit_entry",
+        "id": "cent_00000000000000000000000007",
+        "kind": "consume",
+        "credits": -10,
+        **({"usage_kind": usage_kind} if usage_kind else {}),
+        "usage_ref": "u_1",
+        "created_at": "2026-06-01T10:00:00Z",
+    }
