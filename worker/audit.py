@@ -1,9 +1,11 @@
 """Is the ledger what the contract says, at one moment?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
-from psycopg import Connection, Cursor
+from psycopg import Connection, Cursor, sql
 from psycopg.rows import tuple_row
 from redis import Redis
 
@@ -21,10 +23,22 @@ RULES = (
     "find_wrong_totals",
     "find_broken_chains",
     "find_wrong_last_hashes",
-    "find_wrong_offsets",
 )
-EVERY_ORGANISATION = (0, 2**63 - 1)
+"""The queries that check a range of organisations."""
 LARGEST_ID = b"18446744073709551615-18446744073709551615"
+
+
+Row = tuple[Any, ...]
+
+
+class Range(NamedTuple):
+    """Organisations by their numbers, both ends included."""
+
+    first_org: int
+    last_org: int
+
+
+EVERY_ORGANISATION = Range(0, 2**63 - 1)
 
 
 class Finding(NamedTuple):
@@ -58,34 +72,82 @@ class UnknownOrganisation(LookupError):  # noqa: N818 -- what is so, in our word
     """No event, key or member ever named it."""
 
 
-def audit_ledger(connection: Connection[Any], org_id: str | None = None, noted: Line | None = None) -> Audit:
+def audit_ledger(
+    connection: Connection[Any],
+    org_id: str | None = None,
+    noted: Line | None = None,
+    beside: Sequence[Connection[Any]] = (),
+) -> Audit:
     """Recompute every invariant of one organisation, or of all, in one snapshot: exact under load.
 
     A line of that one organisation, noted earlier, must still be there: then nothing up to it was changed.
-    Raises UnknownOrganisation. The connection is in no transaction.
+    All organisations are shared out among this connection and those `beside` it, to the same database: a rule keeps
+    one core of Postgres busy. Raises UnknownOrganisation. The connections are in no transaction.
     """
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(SQL["begin_snapshot"])
-        first_org, last_org = EVERY_ORGANISATION
-        if org_id is not None:
-            row = cursor.execute(SQL["number_organisation"], {"org_id": org_id}).fetchone()
-            if row is None:
-                raise UnknownOrganisation(org_id)
-            first_org = last_org = row[0]
-        organisations = {"first_org": first_org, "last_org": last_org}
-        [(org_count, movements, grants)] = cursor.execute(SQL["count_checked"], organisations).fetchall()
-        found = [row for rule in RULES for row in cursor.execute(SQL[rule], organisations).fetchall()]
+        organisations = EVERY_ORGANISATION if org_id is None else number_organisation(cursor, org_id)
+        [(org_count, movements, grants)] = cursor.execute(SQL["count_checked"], organisations._asdict()).fetchall()
+        found = check_all(connection, organisations, beside if org_id is None else ())
+        found += cursor.execute(SQL["find_wrong_offsets"]).fetchall()
         newest = None
         if org_id is not None:
-            found += find_changed(cursor, first_org, noted)
-            newest = next((Line(*row) for row in cursor.execute(SQL["read_newest_line"], {"org_no": first_org})), None)
+            org_no = organisations.first_org
+            found += find_changed(cursor, org_no, noted)
+            newest = next((Line(*row) for row in cursor.execute(SQL["read_newest_line"], {"org_no": org_no})), None)
         org_nos = list({row[0] for row in found})
         names: dict[int | None, str] = dict(cursor.execute(SQL["name_organisations"], {"org_nos": org_nos}).fetchall())
     findings = [Finding(names.get(org_no), *facts) for org_no, *facts in found]
     return Audit(org_count, movements, grants, findings, newest)
 
 
-def find_changed(cursor: Cursor[Any], org_no: int, noted: Line | None) -> Iterator[tuple[Any, ...]]:
+def number_organisation(cursor: Cursor[Any], org_id: str) -> Range:
+    """Return the range that holds this organisation alone."""
+    row = cursor.execute(SQL["number_organisation"], {"org_id": org_id}).fetchone()
+    if row is None:
+        raise UnknownOrganisation(org_id)
+    return Range(row[0], row[0])
+
+
+def check_all(connection: Connection[Any], organisations: Range, beside: Sequence[Connection[Any]]) -> list[Row]:
+    """Return what all rules find, each connection in its share of the organisations, in the first one's snapshot."""
+    if not beside:
+        return list(chain.from_iterable(check(connection, organisations)))
+    first, *shares = share_out(connection, organisations, 1 + len(beside))
+    [(snapshot,)] = connection.execute(SQL["export_snapshot"]).fetchall()
+
+    def check_beside(other: Connection[Any], share: Range) -> list[list[Row]]:
+        with other.transaction():
+            other.execute(SQL["begin_snapshot"])
+            other.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
+            return check(other, share)
+
+    with ThreadPoolExecutor(max_workers=len(beside)) as threads:
+        others = [threads.submit(check_beside, *pair) for pair in zip(beside, shares, strict=False)]
+        try:
+            parts = [check(connection, first), *(other.result() for other in others)]
+        except BaseException:
+            for other in beside:
+                other.cancel_safe()
+            raise
+    return [row for of_rule in zip(*parts, strict=True) for rows in of_rule for row in rows]
+
+
+def share_out(connection: Connection[Any], organisations: Range, parts: int) -> list[Range]:
+    """Return so many ranges at most, which hold about as many movements each and together every organisation."""
+    starts = [row[0] for row in connection.execute(SQL["share_out"], {"parts": parts})][1:parts]
+    firsts = [organisations.first_org, *starts]
+    lasts = [*(start - 1 for start in starts), organisations.last_org]
+    return [Range(*pair) for pair in zip(firsts, lasts, strict=True)]
+
+
+def check(connection: Connection[Any], share: Range) -> list[list[Row]]:
+    """Return what each rule finds in a share of the organisations."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return [cursor.execute(SQL[rule], share._asdict()).fetchall() for rule in RULES]
+
+
+def find_changed(cursor: Cursor[Any], org_no: int, noted: Line | None) -> Iterator[Row]:
     """Yield a noted line that is not what it was: the chain, checked elsewhere, answers for those before it."""
     if noted is None:
         return

@@ -1,5 +1,5 @@
--- Every query takes a range of organisations, first_org to last_org, and runs in one snapshot. All but the first
--- return findings: org_no, rule, place, expected, found. What a unique index promises is taken as given.
+-- Every find_… returns findings: org_no, rule, place, expected, found; those of the rules are for a range of
+-- organisations, first_org to last_org. All run in one snapshot. What a unique index promises is taken as given.
 
 -- name: begin_snapshot
 -- One moment for all queries; memory to sort in; lines are many and narrow, worth sorting on every core. A large
@@ -16,6 +16,20 @@ SET LOCAL parallel_tuple_cost = 0.005;
 SELECT count(*), COALESCE(sum(counts[1]), 0)::bigint, COALESCE(sum(grants), 0)::bigint
 FROM organisations
 WHERE org_no BETWEEN %(first_org)s AND %(last_org)s;
+
+-- name: export_snapshot
+-- This snapshot, for other connections.
+SELECT pg_export_snapshot();
+
+-- name: share_out
+-- Where ranges of organisations begin that hold about as many movements each.
+SELECT min(org_no)
+FROM (
+    SELECT org_no, (sum(counts[1]) OVER (ORDER BY org_no) - 1) * %(parts)s / GREATEST(sum(counts[1]) OVER (), 1) AS part
+    FROM organisations
+) AS shared
+GROUP BY trunc(part)
+ORDER BY 1;
 
 -- name: find_misplaced
 -- Positions and the ordinals of kinds without gaps, in the same order; times that never decrease. The first of each.
@@ -273,7 +287,7 @@ FROM (
             lag(hash, 1, sha256(convert_to(org_id, 'UTF8'))) OVER (PARTITION BY org_no ORDER BY position)
             || convert_to(
                 concat_ws(
-                    ' ', position, replace(movement_id::text, '-', ''), kind, credits, COALESCE(usage_kind, '-'), usage_ref,
+                    ' ', position, encode(uuid_send(movement_id), 'hex'), kind, credits, COALESCE(usage_kind, '-'), usage_ref,
                     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), COALESCE(draws, '-')
                 ), 'UTF8'
             )

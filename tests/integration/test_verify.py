@@ -7,7 +7,16 @@ import pytest
 import redis
 
 from feeds.schema import check_ledger
-from worker.audit import LARGEST_ID, RULES, SQL, UnknownOrganisation, audit_ledger, audit_streams
+from worker.audit import (
+    EVERY_ORGANISATION,
+    LARGEST_ID,
+    RULES,
+    SQL,
+    UnknownOrganisation,
+    audit_ledger,
+    audit_streams,
+    share_out,
+)
 from worker.entries import Entry
 from worker.ledger import post_entries
 from worker.settings import WorkerSettings
@@ -152,7 +161,7 @@ def test_a_ledger_that_breaks_a_rule_is_reported_by_that_rule_for_that_organisat
 
 
 def test_every_rule_that_can_be_reported_has_a_corruption_that_shows_it():
-    queries = b"".join(SQL[rule] for rule in RULES).decode()
+    queries = b"".join(SQL[rule] for rule in [*RULES, "find_wrong_offsets"]).decode()
     reported = {*re.findall(r"'(\w+)' AS rule", queries), *re.findall(r"[(T]\s*'(\w+)',", queries)}
 
     assert reported == set(CORRUPTIONS)
@@ -248,3 +257,30 @@ def test_events_in_a_shard_that_the_ledger_does_not_have_are_reported(streams):
     assert [finding[1:] for finding in audit_streams(streams, 8)] == [
         ("stream_has_a_shard", "events:{8}", "no entries", "1 entries")
     ]
+
+
+def test_two_connections_find_what_one_finds_each_thing_once(connection, database_url):
+    connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
+    connection.execute("UPDATE movements SET kind_ordinal = kind_ordinal + 100 WHERE position = 8")
+    connection.execute("DELETE FROM stream_offsets WHERE shard = 3")
+    connection.execute("INSERT INTO organisations (org_id) SELECT 'org_' || n FROM generate_series(1, 20) AS n")
+    alone = audit_ledger(connection)
+
+    with psycopg.connect(database_url) as second, psycopg.connect(database_url) as third:
+        shared = audit_ledger(connection, beside=[second, third])
+
+    assert {finding.org_id for finding in alone.findings} == {"org_a", "org_b", None}
+    assert sorted(shared.findings, key=str) == sorted(alone.findings, key=str)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_the_shares_of_an_audit_hold_every_organisation_once(connection, parts):
+    connection.execute(
+        "INSERT INTO organisations (org_id, counts) SELECT 'o' || n, ARRAY[n] FROM generate_series(0, 9) AS n"
+    )
+
+    shares = share_out(connection, EVERY_ORGANISATION, parts)
+
+    assert [share.first_org for share in shares[1:]] == [share.last_org + 1 for share in shares[:-1]]
+    assert (shares[0].first_org, shares[-1].last_org) == EVERY_ORGANISATION
+    assert parts == 1 or 2 <= len(shares) <= parts

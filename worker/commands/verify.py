@@ -14,7 +14,7 @@ from worker.audit import Audit, Line, UnknownOrganisation, audit_ledger, audit_s
 from worker.commands import Failed
 from worker.commands.arguments import HASH
 from worker.commands.output import count, json_option, show_document, show_rows
-from worker.commands.servers import open_ledger, open_streams, place_of_redis, require_redis
+from worker.commands.servers import open_database, open_ledger, open_streams, place_of_redis, require_redis
 from worker.counts import note_verified
 from worker.feed_audit import FeedAudit, audit_feeds
 from worker.settings import worker_settings
@@ -35,9 +35,9 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
     With ORG, its newest line and that line's hash are shown: keep them where nobody can change them.
     """
     noted = read_noted(org, position, noted_hash)
-    with open_ledger() as (connection, ledger), open_streams() as redis:
+    with open_ledger() as (connection, ledger), open_database() as second, open_streams() as redis:
         try:
-            audit = audit_ledger(connection, org, noted)
+            audit = audit_ledger(connection, org, noted, beside=[second])
         except UnknownOrganisation:
             raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.") from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
