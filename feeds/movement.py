@@ -52,6 +52,10 @@ class Movement(NamedTuple):
     draws: tuple[tuple[int, int], ...] = ()
 
 
+HEAD = '{"object":"credit_entry","id":"cent_'
+"""How the JSON of every `credit_entry` begins."""
+
+
 def render(movement: Movement) -> bytes:
     """Return the JSON of one `credit_entry`, as every page serves it.
 
@@ -59,7 +63,7 @@ def render(movement: Movement) -> bytes:
     """
     usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
     return (
-        f'{{"object":"credit_entry","id":"{show_id(movement.id)}",'
+        f'{HEAD}{base32.encode(movement.id.bytes)}",'
         f'"kind":"{movement.kind}","credits":{movement.credits},{usage_kind}'
         f'"usage_ref":"{movement.usage_ref}","created_at":"{show_time(movement.created_at)}"}}'
     ).encode()

@@ -4,7 +4,7 @@
 -- KEYS: the organisation's hash, then the list of each feed that the movements touch.
 -- ARGV: window, position after them, number of feeds; then three for each feed: its number, the ordinal of
 --       the last movement, and which of the lines belong to it (their places, with commas, at most the
---       window); then the lines, `crc json`.
+--       window); then the lines, `crc json` as proof.py seals them.
 local hash = KEYS[1]
 local window = tonumber(ARGV[1])
 local feeds = tonumber(ARGV[3])

@@ -2,7 +2,7 @@
 
 Keys, all of an organisation under one hash tag: a hash of `gen`, `position`, a sealed count per feed number that
 was read (under `~` and the number a floor, for one that is being read), and per such feed a list of its
-newest entries, oldest first. An entry is `ordinal crc json`. The CRC is
+newest entries, oldest first. An entry is `ordinal crc json`, the JSON without its `feeds.movement.HEAD`. The CRC is
 seeded with the key (so with organisation, epoch and server) and the rendering's version: an entry that is
 damaged, astray or of another version does not prove itself.
 """
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from uuid import UUID
 from zlib import crc32
 
+from feeds.movement import HEAD
 from feeds.page import Place, cut
 
 WINDOW = 200
@@ -24,7 +25,8 @@ EPOCH_EVERY_S = 0.25
 """How often a process that reads feeds learns the epoch."""
 EPOCH_WITHIN_S = 0.4
 """How long it waits to be told; then it asks again."""
-RENDERING = 1
+HEAD_BYTES = HEAD.encode()
+RENDERING = 2
 """The version of `feeds.movement.render`: raise it when the same movement would show other bytes."""
 
 
@@ -117,8 +119,11 @@ def seed(key: bytes) -> int:
 
 
 def seal_json(start: int, json: bytes) -> bytes:
-    """Return `crc json`: an entry without its ordinal, the same in every feed of the movement."""
-    return b"%08x %s" % (crc32(json, start), json)
+    """Return `crc json`: an entry without its ordinal, the same in every feed of the movement.
+
+    What all JSON begins with is left out: a seventh of an entry's bytes.
+    """
+    return b"%08x %s" % (crc32(json, start), json[len(HEAD_BYTES) :])
 
 
 def prove(  # noqa: PLR0913 -- what Redis gave, and what was asked
@@ -146,8 +151,8 @@ def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int)
     start = seed(key)
     found = []
     for ordinal, entry in zip(range(newest, 0, -1), reversed(entries), strict=False):
-        head, _, json = entry.partition(b" {")
-        json = b"{" + json
+        head, _, tail = entry.rpartition(b" ")
+        json = HEAD_BYTES + tail
         if head != b"%d %08x" % (ordinal, crc32(json, start)):
             return Missed(Miss.TORN if is_whole(head, json, start) else Miss.CORRUPT)
         found.append(json)

@@ -76,10 +76,15 @@ def test_what_was_appended_is_compared_too(system):
     assert system.client.llen(system.list_key(0)) == 2 * LINES
 
 
+def json_of(entry):
+    """Return the JSON that is served of an undamaged entry."""
+    return proof.HEAD_BYTES + entry.rpartition(b" ")[2]
+
+
 def test_an_entry_that_was_changed_and_sealed_anew_is_found(system):
     key = system.list_key(1)
-    json_ = system.client.lindex(key, 0).partition(b" {")[2].replace(b'"credits":10', b'"credits":11')
-    system.client.lset(key, 0, b"1 " + proof.seal_json(proof.seed(system.key), b"{" + json_))
+    json_ = json_of(system.client.lindex(key, 0)).replace(b'"credits":10', b'"credits":11')
+    system.client.lset(key, 0, b"1 " + proof.seal_json(proof.seed(system.key), json_))
 
     [(rule, place, expected, found)] = system.findings()
 
@@ -122,7 +127,7 @@ def test_a_damaged_count_is_found(system):
 def test_a_count_above_the_ledgers_is_found_with_and_without_entries_and_rebuild_ends_it(system):
     """So it is after Postgres was restored to an older state: the cache knows lines that it has lost."""
     key = system.key
-    json_ = system.client.lindex(system.list_key(0), 0).partition(b" ")[2].partition(b" ")[2]
+    json_ = json_of(system.client.lindex(system.list_key(0), 0))
     entry = b"%d %s" % (LINES + 1, proof.seal_json(proof.seed(key), json_))
     system.client.rpush(system.list_key(0), entry)
     system.client.hset(key, "0", proof.seal_count(key, 0, LINES + 1))
