@@ -21,7 +21,6 @@ RULES = (
     "find_wrong_draws",
     "find_wrong_grants",
     "find_wrong_totals",
-    "find_broken_chains",
     "find_wrong_last_hashes",
 )
 """The queries that check a range of organisations."""

@@ -32,11 +32,13 @@ GROUP BY trunc(part)
 ORDER BY 1;
 
 -- name: find_misplaced
--- Positions and the ordinals of kinds without gaps, in the same order; times that never decrease. The first of each.
+-- Every line against the line before it: positions and the ordinals of kinds without gaps, in the same order; times
+-- that never decrease; hashes as worker/chain.py chains them. The first of each. (One pass over sorted lines for all
+-- four: the sorting is half of its time.)
 SELECT DISTINCT ON (org_no, rule) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
     SELECT
-        org_no, position, kind_ordinal, created_at,
+        org_no, position, kind_ordinal, created_at, hash,
         lag(position, 1, 0::bigint) OVER by_position + 1 AS next_position,
         lag(created_at) OVER by_position AS last_created_at,
         CASE kind
@@ -45,8 +47,20 @@ FROM (
             WHEN 'o' THEN count(*) FILTER (WHERE kind = 'o') OVER by_position
             WHEN 'e' THEN count(*) FILTER (WHERE kind = 'e') OVER by_position
             WHEN 'r' THEN count(*) FILTER (WHERE kind = 'r') OVER by_position
-        END AS next_kind_ordinal
+        END AS next_kind_ordinal,
+        sha256(
+            COALESCE(lag(hash) OVER by_position, sha256(convert_to(org_id, 'UTF8')))
+            || convert_to(
+                concat_ws(
+                    ' ', position, encode(uuid_send(movement_id), 'hex'), kind, credits, COALESCE(usage_kind, '-'),
+                    usage_ref, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                    COALESCE(draws, '-')
+                ), 'UTF8'
+            )
+        ) AS chained
     FROM movements
+    LEFT JOIN organisations USING (org_no)
+    LEFT JOIN usage_kinds USING (usage_number)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     WINDOW by_position AS (PARTITION BY org_no ORDER BY position ROWS UNBOUNDED PRECEDING)
 ) AS placed
@@ -54,9 +68,12 @@ CROSS JOIN LATERAL (
     VALUES
         ('position', position <> next_position, next_position::text, position::text),
         ('kind_ordinal', kind_ordinal <> next_kind_ordinal, next_kind_ordinal::text, kind_ordinal::text),
-        ('created_at', created_at < last_created_at, 'not before ' || last_created_at, created_at::text)
+        ('created_at', created_at < last_created_at, 'not before ' || last_created_at, created_at::text),
+        ('hash', hash <> chained, encode(chained, 'hex'), encode(hash, 'hex'))
 ) AS checked (rule, broken, expected, found)
-WHERE (position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at) AND broken
+WHERE (
+    position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at OR hash <> chained
+) AND broken
 ORDER BY org_no, rule, position;
 
 -- name: find_misplaced_usage
@@ -273,32 +290,6 @@ CROSS JOIN LATERAL (
         )
 ) AS checked (rule, broken, expected, found)
 WHERE broken;
-
--- name: find_broken_chains
--- Every line's hash against that of the line before it and its own content, as worker/chain.py chains them. The first
--- of each organisation.
-SELECT DISTINCT ON (org_no)
-    org_no, 'hash' AS rule, 'position ' || position AS place,
-    encode(chained, 'hex') AS expected, encode(hash, 'hex') AS found
-FROM (
-    SELECT
-        org_no, position, hash,
-        sha256(
-            lag(hash, 1, sha256(convert_to(org_id, 'UTF8'))) OVER (PARTITION BY org_no ORDER BY position)
-            || convert_to(
-                concat_ws(
-                    ' ', position, encode(uuid_send(movement_id), 'hex'), kind, credits, COALESCE(usage_kind, '-'), usage_ref,
-                    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), COALESCE(draws, '-')
-                ), 'UTF8'
-            )
-        ) AS chained
-    FROM movements
-    JOIN organisations USING (org_no)
-    LEFT JOIN usage_kinds USING (usage_number)
-    WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
-) AS links
-WHERE hash <> chained
-ORDER BY org_no, position;
 
 -- name: find_wrong_last_hashes
 -- The hash that the next line will be chained to is the newest line's.
