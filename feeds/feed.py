@@ -38,13 +38,13 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, check: Che
         return None
     number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
     if number is None:
-        return Slice(NEVER, 0, 0, 0, [])
+        return Slice(NEVER, 0, 0, [])
     if answer is None:
         answer = await feeds.cache.page(org_id, number, place)
     if isinstance(answer, Found):
         tally.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
-        return Slice(epoch, answer.total, 0, cut(place, answer.total).newest, answer.entries)
+        return Slice(epoch, answer.total, cut(place, answer.total).newest, answer.entries)
     tally.misses[answer.reason] += 1
     try:
         async with asyncio.timeout(READ_S):
@@ -76,7 +76,7 @@ async def read_ledger(  # noqa: PLR0913, PLR0917 -- what was asked, and what the
         return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
     epoch = feeds.cache.epoch
     if missed.reason is Miss.BEYOND and missed.total is not None and epoch is not None:
-        newest = Slice(epoch, missed.total, 0, missed.total, [])  # the count of the newer pages, for this one too
+        newest = Slice(epoch, missed.total, missed.total, [])  # the count of the newer pages, for this one too
     else:
         newest = await share((org_id, number), lambda: fill(feeds, org_id, feed, number))
     total, span = newest.total, cut(place, newest.total)
@@ -95,5 +95,5 @@ async def fill(feeds: Feeds, org_id: str, feed: Filter, number: int) -> Slice:
     window, epoch = feeds.cache.window, feeds.cache.epoch
     answer = await feeds.cache.page(org_id, number, Place(window))
     if isinstance(answer, Found) and epoch is not None:
-        return Slice(epoch, answer.total, 0, answer.total, answer.entries)
+        return Slice(epoch, answer.total, answer.total, answer.entries)
     return await feeds.cache.refill(org_id, number, lambda: read_newest(feeds.store, org_id, feed, window))

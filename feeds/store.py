@@ -27,12 +27,11 @@ class Slice(NamedTuple):
     """Part of a feed, at one moment.
 
     `entries` are the JSON of its lines, newest first; the first has the ordinal `newest`, each later one
-    less. `total` counts the feed's lines, `position` the organisation's; `epoch` is the ledger's.
+    less. `total` counts the feed's lines; `epoch` is the ledger's.
     """
 
     epoch: UUID
     total: int
-    position: int
     newest: int
     entries: list[bytes]
 
@@ -86,12 +85,12 @@ def gather(place: Place, rows: list[Row]) -> Slice:
     """Return the slice that the rows of one of the four queries hold, once they prove dense."""
     if not rows:
         raise PostgresAway("the ledger has no facts")
-    epoch, total, position = rows[0][:3]
-    lines = [row[3:] for row in rows if row[3] is not None]
+    epoch, total = rows[0][:2]
+    lines = [row[2:] for row in rows if row[2] is not None]
     span = cut(place, total)
     if [line[0] for line in lines] != list(range(span.newest, span.below, -1)):
         raise TornLedger(f"ordinals {span.below + 1} to {span.newest} are not all there, each once")
-    return Slice(epoch, total, position, span.newest, [render_line(line) for line in lines])
+    return Slice(epoch, total, span.newest, [render_line(line) for line in lines])
 
 
 def render_line(line: Row) -> bytes:

@@ -8,13 +8,12 @@
 -- name: read_everything
 -- An organisation's movements.
 SELECT
-    moment.epoch, moment.count, moment.position,
+    moment.epoch, moment.count,
     line.ordinal, line.movement_id, line.kind, line.credits, usage_kinds.usage_kind, line.usage_ref, line.created_at
 FROM (
     SELECT
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
-        COALESCE(organisations.counts[1], 0) AS position,
         LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
         GREATEST(
             LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
@@ -40,13 +39,12 @@ ORDER BY line.ordinal DESC;
 -- name: read_kind
 -- An organisation's movements of one kind.
 SELECT
-    moment.epoch, moment.count, moment.position,
+    moment.epoch, moment.count,
     line.ordinal, line.movement_id, line.kind, line.credits, usage_kinds.usage_kind, line.usage_ref, line.created_at
 FROM (
     SELECT
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
-        COALESCE(organisations.counts[1], 0) AS position,
         LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
         GREATEST(
             LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
@@ -73,13 +71,12 @@ ORDER BY line.ordinal DESC;
 -- name: read_usage_kind
 -- An organisation's movements of one usage kind.
 SELECT
-    moment.epoch, moment.count, moment.position,
+    moment.epoch, moment.count,
     line.ordinal, line.movement_id, line.kind, line.credits, usage_kinds.usage_kind, line.usage_ref, line.created_at
 FROM (
     SELECT
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
-        COALESCE(organisations.counts[1], 0) AS position,
         LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
         GREATEST(
             LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s
@@ -106,13 +103,12 @@ ORDER BY line.ordinal DESC;
 -- name: read_kind_and_usage_kind
 -- An organisation's movements of one kind and usage kind.
 SELECT
-    moment.epoch, moment.count, moment.position,
+    moment.epoch, moment.count,
     line.ordinal, line.movement_id, line.kind, line.credits, usage_kinds.usage_kind, line.usage_ref, line.created_at
 FROM (
     SELECT
         ledger.epoch, organisations.org_no,
         COALESCE(organisations.counts[%(element)s], 0) AS count,
-        COALESCE(organisations.counts[1], 0) AS position,
         LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) AS newest,
         GREATEST(
             LEAST(COALESCE(organisations.counts[%(element)s], 0) - %(skip)s, %(ceiling)s) - %(lines)s, %(floor)s

@@ -2,13 +2,13 @@
 -- nothing to add to.
 --
 -- KEYS: the organisation's hash, then the list of each feed that the movements touch.
--- ARGV: window, position after them, number of feeds; then three for each feed: its number, the ordinal of
+-- ARGV: window, number of feeds; then three for each feed: its number, the ordinal of
 --       the last movement, and which of the lines belong to it (their places, with commas, at most the
 --       window); then the lines, `crc json` as proof.py seals them.
 local hash = KEYS[1]
 local window = tonumber(ARGV[1])
-local feeds = tonumber(ARGV[3])
-local lines = 3 + 3 * feeds
+local feeds = tonumber(ARGV[2])
+local lines = 2 + 3 * feeds
 
 -- Without its `gen` a hash is nobody's; with a damaged count it tells nothing.
 if redis.call('HEXISTS', hash, 'gen') == 0 then
@@ -17,7 +17,7 @@ if redis.call('HEXISTS', hash, 'gen') == 0 then
 end
 local counts, floors = {}, {}
 for i = 1, feeds do
-  local feed = ARGV[3 * i + 1]
+  local feed = ARGV[3 * i]
   counts[i] = read_count(hash, feed)
   floors[i] = read_count(hash, '~' .. feed)
   if counts[i] == DAMAGED or floors[i] == DAMAGED then
@@ -37,9 +37,9 @@ local function push(list, places, first, count)
 end
 
 for i = 1, feeds do
-  local feed, last, count, list = ARGV[3 * i + 1], ARGV[3 * i + 2], counts[i], KEYS[i + 1]
+  local feed, last, count, list = ARGV[3 * i], ARGV[3 * i + 1], counts[i], KEYS[i + 1]
   local places = {}
-  for place in string.gmatch(ARGV[3 * i + 3], '%d+') do
+  for place in string.gmatch(ARGV[3 * i + 2], '%d+') do
     places[#places + 1] = tonumber(place)
   end
   local first = tonumber(last) - #places + 1
@@ -65,9 +65,5 @@ for i = 1, feeds do
     end
     redis.call('HSET', hash, feed, seal(feed, last))
   end
-end
-
-if tonumber(ARGV[2]) > tonumber(redis.call('HGET', hash, 'position') or 0) then
-  redis.call('HSET', hash, 'position', ARGV[2])
 end
 return 1

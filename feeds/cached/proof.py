@@ -1,6 +1,6 @@
 """Is what Redis holds of a feed provably true?
 
-Keys, all of an organisation under one hash tag: a hash of `gen`, `position`, a sealed count per feed number that
+Keys, all of an organisation under one hash tag: a hash of `gen`, a sealed count per feed number that
 was read (under `~` and the number a floor, for one that is being read), and per such feed a list of its
 newest entries, oldest first. An entry is `ordinal crc json`, the JSON without its `feeds.movement.HEAD`. The CRC is
 seeded with the key (so with organisation, epoch and server) and the rendering's version: an entry that is
@@ -60,10 +60,11 @@ class Found(NamedTuple):
     entries: list[bytes]
 
 
-class Same(NamedTuple):
+class Same:
     """The feed's count is the one that the reader knows, so his page is still true."""
 
-    total: int
+
+SAME = Same()
 
 
 class Missed(NamedTuple):

@@ -16,6 +16,7 @@ from feeds.cached.proof import (
     EPOCH_EVERY_S,
     EPOCH_WITHIN_S,
     LIFETIME_S,
+    SAME,
     WINDOW,
     FeedsAway,
     Found,
@@ -155,8 +156,6 @@ class CachedFeeds:
         """
         try:
             [reply] = await self.gathered.share(check.packed)
-            if not self.is_current(check):
-                return Missed(Miss.AWAY)
             if is_unknown_script(reply):
                 keys = [check.key, proof.list_key(check.key, check.feed)]
                 reply = await self.gathered.run(RANGE, keys, [check.feed, *check.place, check.sealed])
@@ -165,8 +164,7 @@ class CachedFeeds:
         if not self.is_current(check):
             return Missed(Miss.AWAY)
         if isinstance(reply, list) and reply[0] == check.sealed:
-            admitted = self.unless_older(org_id, check.feed, Found(check.total, []))
-            return Same(check.total) if isinstance(admitted, Found) else admitted
+            return Missed(Miss.OLDER) if self.is_older(org_id, check.feed, check.total) else SAME
         proven = proof.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
         return self.unless_older(org_id, check.feed, proven)
 
@@ -240,16 +238,17 @@ class CachedFeeds:
 
     def unless_older(self, org_id: str, feed: int, answer: Found | Missed) -> Found | Missed:
         """Return an answer, unless this process has served a newer one."""
-        if answer.total is None:
-            return answer
+        older = answer.total is not None and self.is_older(org_id, feed, answer.total)
+        return Missed(Miss.OLDER) if older else answer
+
+    def is_older(self, org_id: str, feed: int, total: int) -> bool:
+        """Tell whether this process has served a newer total of a feed; note this one if not."""
         seen = self.seen.get((org_id, feed))
-        if seen is not None and answer.total == seen.total:
+        if seen is not None and total <= seen.total:
             self.seen.move_to_end((org_id, feed))
-            return answer
-        if seen is not None and answer.total < seen.total:
-            return Missed(Miss.OLDER)
-        self.remember(org_id, feed, answer.total)
-        return answer
+            return total < seen.total
+        self.remember(org_id, feed, total)
+        return False
 
     def admit(self, org_id: str, feed: int, newest: Slice) -> bool:
         """Note what Postgres said, and tell whether it may be served: not if this process has served a newer page."""

@@ -17,7 +17,6 @@ from feeds.cached.link import Link
 from feeds.cached.proof import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Found, Miss, Missed
 from feeds.cached.scripts import APPEND, Command
 from feeds.movement import Movement, render
-from feeds.page import EVERYTHING
 from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -129,7 +128,7 @@ def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[l
     sent = {place: number for number, place in enumerate(used, 1)}
     start = proof.seed(key)
     keys = [key]
-    values: list[str | bytes | int] = [window, movements[-1].ordinals[EVERYTHING], len(places)]
+    values: list[str | bytes | int] = [window, len(places)]
     for feed, of_feed in places.items():
         keys.append(proof.list_key(key, feed))
         listed = ",".join(str(sent[place]) for place in of_feed[-window:])

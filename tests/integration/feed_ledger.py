@@ -72,7 +72,7 @@ class FeedLedger:
         async def read_newest() -> Slice:
             self.reads += 1
             total, entries = self.total(org_id, feed), self.newest_first(org_id, feed)
-            return Slice(self.epoch, total, self.total(org_id, 0), total, entries[:window])
+            return Slice(self.epoch, total, total, entries[:window])
 
         return read_newest
 

@@ -106,7 +106,7 @@ class Both:
     def held(self):
         """Return what the server holds, as the model would say it."""
         fields = self.client.hgetall(self.key)
-        sealed = {field: int(value.split()[0]) for field, value in fields.items() if field not in {b"gen", b"position"}}
+        sealed = {field: int(value.split()[0]) for field, value in fields.items() if field != b"gen"}
         lists = {
             key: tuple(int(entry.split()[0]) for entry in self.client.lrange(key, 0, -1))
             for key in self.client.scan_iter(self.key + b":*")
