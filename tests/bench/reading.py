@@ -27,7 +27,7 @@ FROM_POSTGRES = "page 40,000 of a million lines from Postgres, 8 connections"
 CACHED_PEER = "FastAPI and fastapi-cache2, hits"
 PLAIN_PEER = "FastAPI, SQLAlchemy and fastapi-pagination, page 40,000 of a million, 8 connections"
 ENDPOINT = python("-m", "worker", "serve", "--port", "{port}")
-MANY = 200
+MANY = 100
 """Organisations, each with ten pages of four feeds: more than a process keeps, so that each is made of what Redis holds."""
 FEEDS = ("", "&kind=consume", "&usage_kind=ai_usage", "&kind=consume&usage_kind=ai_usage")
 CACHED_PAGES = 10
