@@ -55,3 +55,17 @@ def test_what_cannot_be_a_key_is_refused_without_any_work(client, seeded, work):
         answer = client.get(PATH, headers={b"Authorization": b"Bearer " + nonsense.encode()})
         assert answer.status_code == 401
     assert work == []
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["org_a'; DROP TABLE api_keys; --", "' OR '1'='1", "\\' OR 1 = 1 --", "$1", "%(org_id)s", "%", "é", "org_a\\"],
+)
+def test_an_organisation_named_in_sql_is_nobodys(client, seeded, hostile):
+    seeded.execute("INSERT INTO members (org_id, user_id, role) VALUES ('org_a', 'user', 'billing')")
+    _, secret = create_key(seeded, user_id="user")
+
+    refused = client.get(PATH, headers={b"Authorization": b"Bearer " + secret.encode(), b"X-Org-ID": hostile.encode()})
+
+    assert (refused.status_code, refused.json()["code"]) == (403, "authorize.forbidden")
+    assert client.get(PATH, headers=headers_of(secret, **{"X-Org-ID": "org_a"})).status_code == 200
