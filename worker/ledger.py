@@ -14,18 +14,14 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.chain import chain, show_draws, show_instant, start_chain
+from worker.arrays import as_arrays, show_array, show_columns, show_grants, show_line, show_organisations
+from worker.chain import chain, start_chain
 from worker.entries import Entry, Refusal, bury
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
 from worker.posting import Grant, Organisation, Terms, post
 
 SQL = load_queries(__file__)
 
-NULL = "NULL"
-LINE_COLUMNS = (
-    "positions", "kind_ordinals", "usage_ordinals", "kind_usage_ordinals", "credits", "created_ats", "movement_ids",
-    "org_nos", "usage_numbers", "kinds", "usage_refs", "hashes", "draws",
-)  # fmt: skip
 WRITTEN_AT_ONCE = 250
 """How many events are posted before their lines are sent: Postgres writes them while the next are posted here."""
 NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
@@ -198,9 +194,9 @@ def read(
     with connection.pipeline():
         found_grants = connection.execute(
             SQL["read_grants"],
-            {"org_nos": show_array(org_nos.values()), **columns(grants, "ref_org_nos", "grant_refs")},
+            {"org_nos": show_array(org_nos.values()), **show_columns(grants, "ref_org_nos", "grant_refs")},
         )
-        found_usages = connection.execute(SQL["read_usages"], columns(usages, "ref_org_nos", "usage_refs"))
+        found_usages = connection.execute(SQL["read_usages"], show_columns(usages, "ref_org_nos", "usage_refs"))
         clock = connection.execute(SQL["read_clock"])
     by_no = {org_nos[org_id]: organisation for org_id, organisation in organisations.items()}
     for org_no, *grant in found_grants:
@@ -210,21 +206,6 @@ def read(
         by_no[org_no].usages[usage_ref] = (kinds[usage_number], total)
     [(now,)] = clock.fetchall()
     return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7)
-
-
-def columns(rows: Iterable[Sequence[object]], *names: str) -> dict[str, str]:
-    """Turn rows into named columns, for unnest."""
-    table = list(rows)
-    return {name: show_array(row[index] for row in table) for index, name in enumerate(names)}
-
-
-def show_array(values: Iterable[object]) -> str:
-    """Return an array as Postgres reads it, of numbers, times, ids, refs or None: none holds a character to escape.
-
-    A tenth of a posting's time: psycopg looks into every element for what it would have to quote.
-    """
-    elements = [NULL if value is None else f'"{value}"' for value in values]
-    return f"{{{','.join(elements)}}}"
 
 
 def write_lines(
@@ -238,11 +219,20 @@ def write_lines(
     lines: list[tuple[str, ...]] = []
     for organisation in organisations:
         if organisation.movements:
-            lines += show_lines(org_nos[organisation.org_id], organisation, ledger)
+            lines += chain_lines(org_nos[organisation.org_id], organisation, ledger)
             posted.movements.setdefault(organisation.org_id, []).extend(organisation.movements)
             organisation.movements.clear()
     if lines:
         connection.execute(SQL["insert_movements"], as_arrays(lines))
+
+
+def chain_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[tuple[str, ...]]:
+    """Chain the organisation's new lines to those before them, and yield each as elements of arrays."""
+    last_hash = organisation.last_hash or start_chain(organisation.org_id)
+    for movement in organisation.movements:
+        last_hash = chain(last_hash, movement)
+        yield show_line(org_no, movement, ledger, last_hash)
+    organisation.last_hash = last_hash
 
 
 def write_states(
@@ -266,62 +256,3 @@ def write_states(
     ]
     if changed:
         connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
-
-
-def show_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[tuple[str, ...]]:
-    """Chain the organisation's new lines to those before them, and yield each as elements of arrays."""
-    last_hash = organisation.last_hash or start_chain(organisation.org_id)
-    for movement in organisation.movements:
-        last_hash = chain(last_hash, movement)
-        yield show_line(org_no, movement, ledger, last_hash)
-    organisation.last_hash = last_hash
-
-
-def show_line(org_no: int, movement: Movement, ledger: Ledger, line_hash: bytes) -> tuple[str, ...]:
-    """Return a movement as elements of the arrays that `LINE_COLUMNS` names."""
-    position, kind_ordinal, *usage_ordinals = map(str, movement.ordinals.values())
-    usage_ordinal, kind_usage_ordinal = usage_ordinals or (NULL, NULL)
-    return (
-        position,
-        kind_ordinal,
-        usage_ordinal,
-        kind_usage_ordinal,
-        str(movement.credits),
-        show_instant(movement.created_at),
-        movement.id.hex,
-        str(org_no),
-        NULL if movement.usage_kind is None else str(ledger.usage_numbers[movement.usage_kind]),
-        movement.kind.letter,
-        f'"{movement.usage_ref}"',
-        line_hash.hex(),
-        f'"{show_draws(movement.draws)}"' if movement.draws else NULL,
-    )
-
-
-def as_arrays(lines: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """Return lines as the columns that `insert_movements` takes, written by hand: they are many."""
-    columns_of_lines = zip(*lines, strict=True)
-    return {name: f"{{{','.join(column)}}}" for name, column in zip(LINE_COLUMNS, columns_of_lines, strict=True)}
-
-
-def show_grants(grants: Sequence[tuple[int, Grant]]) -> dict[str, object]:
-    """Return grants as the columns that `write_grants` takes."""
-    names = {name: f"{name}s" for name in Grant.__slots__}
-    names |= {"credits": "credits", "priority": "priorities"}
-    shown: dict[str, object] = {
-        plural: show_array(getattr(grant, name) for _, grant in grants) for name, plural in names.items()
-    }
-    reasons = [grant.revoke_reason for _, grant in grants]  # in anybody's words, so psycopg's to quote
-    return shown | {"org_nos": show_array(org_no for org_no, _ in grants), "revoke_reasons": reasons}
-
-
-def show_organisations(org_nos: Mapping[str, int], organisations: Sequence[Organisation]) -> dict[str, object]:
-    """Return organisations as the columns that `write_organisations` takes."""
-    hashes = (organisation.last_hash.hex() if organisation.last_hash else None for organisation in organisations)
-    return {
-        "org_nos": show_array(org_nos[organisation.org_id] for organisation in organisations),
-        "counts": show_array(f"{{{','.join(map(str, organisation.counts))}}}" for organisation in organisations),
-        "grant_counts": show_array(organisation.grant_count for organisation in organisations),
-        "last_created_ats": show_array(show_instant(organisation.last_created_at) for organisation in organisations),
-        "last_hashes": show_array(hashes),
-    }
