@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from psycopg import AsyncClientCursor, AsyncConnection, Error, InterfaceError, OperationalError
+from psycopg import AsyncConnection, Error, InterfaceError, OperationalError
 
 from feeds.queries import load_queries
 
@@ -77,11 +77,10 @@ class Postgres:
         self, connection: AsyncConnection[Row], query: bytes, parameters: Mapping[str, object], org_id: str | None
     ) -> list[Row]:
         try:
-            # What is sent as one text is one transaction: the bounds are of this statement alone. Half the time of a
-            # pipeline, which sends each statement by itself.
-            bound = {**parameters, "reader_org_id": org_id}
-            cursor = await connection.execute(SQL["bound_statement"] + b"\n" + query, bound)
-            cursor.nextset()
+            # What is sent together is one transaction: the bounds are of this statement alone.
+            async with connection.pipeline():
+                await connection.execute(SQL["bound_statement"], {"org_id": org_id})
+                cursor = await connection.execute(query, parameters, binary=True)
             rows = await cursor.fetchall() if cursor.description else []
         except BaseException:
             await connection.close()
@@ -98,7 +97,6 @@ class Postgres:
             connect_timeout=2,
             tcp_user_timeout=2000,
             application_name="usage-feeds endpoint",
-            cursor_factory=AsyncClientCursor,
         )
 
     async def _close_idle(self) -> None:

@@ -1,6 +1,6 @@
 -- name: bound_statement
 -- For this transaction: bounds on waiting, and the organisation whose rows the reader's role may see.
 SELECT
-    set_config('usage_feeds.org_id', COALESCE(%(reader_org_id)s::text, ''), true),
+    set_config('usage_feeds.org_id', COALESCE(%(org_id)s::text, ''), true),
     set_config('statement_timeout', '2s', true),
     set_config('lock_timeout', '1s', true);
