@@ -52,7 +52,7 @@ class Movement(NamedTuple):
     draws: tuple[tuple[int, int], ...] = ()
 
 
-HEAD = '{"object":"credit_entry","id":"cent_'
+HEAD = '{"object":"credit_entry","id":"'
 """How the JSON of every `credit_entry` begins."""
 
 
@@ -63,7 +63,7 @@ def render(movement: Movement) -> bytes:
     """
     usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
     return (
-        f'{HEAD}{base32.encode(movement.id.bytes)}",'
+        f'{HEAD}{show_id(movement.id)}",'
         f'"kind":"{movement.kind}","credits":{movement.credits},{usage_kind}'
         f'"usage_ref":"{movement.usage_ref}","created_at":"{show_time(movement.created_at)}"}}'
     ).encode()
@@ -74,7 +74,12 @@ def show_id(movement_id: AnyUUID) -> str:
     return f"cent_{base32.encode(movement_id.bytes)}"
 
 
-@lru_cache(maxsize=64)  # the lines of a batch share their time
 def show_time(instant: datetime) -> str:
     """Return an RFC 3339 time in UTC with `Z`, microseconds only where they are not zero."""
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+    return show_utc(instant.astimezone(UTC))
+
+
+@lru_cache(maxsize=64)  # the lines of a batch share their time
+def show_utc(instant: datetime, digits: str = "auto") -> str:
+    """Return a time that is in UTC: of another zone, the 2:30 before summer ends equals the 2:30 after it."""
+    return instant.replace(tzinfo=None).isoformat(timespec=digits) + "Z"

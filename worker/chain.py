@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 
-from feeds.movement import Movement
+from feeds.movement import Movement, show_utc
 from feeds.page import EVERYTHING
 
 
@@ -36,10 +36,9 @@ def content(movement: Movement) -> bytes:
     ).encode()
 
 
-@lru_cache(maxsize=16)  # the lines of a batch share their time
 def show_instant(instant: datetime) -> str:
     """Return a time in UTC with six digits of the second, which Postgres reads too."""
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return show_utc(instant.astimezone(UTC), "microseconds")
 
 
 @lru_cache(maxsize=16)  # for the hash, and then for the line

@@ -197,14 +197,13 @@ def read(
             {"org_nos": show_array(org_nos.values()), **show_columns(grants, "ref_org_nos", "grant_refs")},
         )
         found_usages = connection.execute(SQL["read_usages"], show_columns(usages, "ref_org_nos", "usage_refs"))
-        clock = connection.execute(SQL["read_clock"])
+    [(now,)] = connection.execute(SQL["read_clock"]).fetchall()
     by_no = {org_nos[org_id]: organisation for org_id, organisation in organisations.items()}
     for org_no, *grant in found_grants:
         by_no[org_no].grants[grant[1]] = Grant(*grant)
     kinds = tuple(ledger.usage_numbers)
     for org_no, usage_ref, usage_number, total in found_usages:
         by_no[org_no].usages[usage_ref] = (kinds[usage_number], total)
-    [(now,)] = clock.fetchall()
     return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7)
 
 

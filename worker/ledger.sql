@@ -1,10 +1,17 @@
 -- name: bound_work
 -- For this transaction: bounds on waiting, and plans that cannot go wrong on fresh tables, where without
 -- statistics the planner scans what will soon be large. (Not in the connection's options: PgBouncer refuses those.)
+-- Times in UTC: Python compares those of one zone by its clock, which shows an hour twice when summer ends.
 SELECT
+    set_config('timezone', 'UTC', true),
     set_config('statement_timeout', '30s', true),
     set_config('lock_timeout', '10s', true),
     set_config('idle_in_transaction_session_timeout', '60s', true),
+    -- A process that hangs between the parts of a batch is not idle: on PostgreSQL 15 and 16 it holds its shard until TCP
+    -- gives it up.
+    CASE
+        WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '60s', true)
+    END,
     set_config('enable_seqscan', 'off', true),
     set_config('enable_sort', 'off', true),
     set_config('enable_hashjoin', 'off', true),
@@ -74,7 +81,8 @@ CROSS JOIN LATERAL (
 WHERE known.credits IS NOT NULL;
 
 -- name: read_clock
--- The clock that all decisions follow, read after the locks were granted.
+-- The clock that all decisions follow, read after the locks were granted. Sent by itself: the idle bound does not hold
+-- after a pipeline, whose flush takes the session for busy.
 SELECT clock_timestamp();
 
 -- name: insert_movements

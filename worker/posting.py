@@ -74,7 +74,7 @@ class Organisation:
 
     `grants` holds the open ones and those that the batch names; `usages` maps a known usage ref to
     its kind and credits; `counts` are numbered by feed; `last_hash` is the newest line's. `movements`
-    and `changed_grants` are new.
+    holds the new lines that are not written yet, `changed_grants` what this batch has changed.
     """
 
     org_id: str

@@ -1,6 +1,7 @@
 """A batch, posted through the database."""
 
 import json
+import time
 from itertools import count
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
+from worker import ledger as ledger_module
 from worker.entries import Entry
 from worker.ledger import post_entries
 from worker.settings import WorkerSettings
@@ -97,3 +99,44 @@ def test_names_that_mean_something_elsewhere_are_names_here(connection, name):
     rows = connection.execute("SELECT org_id, usage_ref, credits FROM movements JOIN organisations USING (org_no)")
     assert sorted(rows) == sorted([(name, name, 9), (name, name, -5), (name, name, -4)])
     assert connection.execute("SELECT grant_ref, revoke_reason FROM grants").fetchall() == [(name, reason)]
+
+
+def test_the_hour_that_comes_twice_when_summer_ends_is_two_hours_of_a_ledger(connection, clock):
+    """Whatever Postgres's time zone: Python takes two times of one zone for the same where its clock shows the same."""
+    connection.execute("SET timezone = 'Europe/Berlin'")
+    grant = {"type": "grant", "org_id": "o", "grant_ref": "g", "credits": 100, "source": "plan"}
+    usage = {"type": "usage", "org_id": "o", "usage_kind": "ai_usage", "credits": 1}
+
+    clock("2026-10-25T00:00:00Z")
+    post_all(connection, grant | {"expires_at": "2026-10-25T01:10:00Z"})
+    clock("2026-10-25T00:45:00Z")
+    post_all(connection, usage | {"usage_ref": "u1"})
+    clock("2026-10-25T01:05:00Z")
+    post_all(connection, usage | {"usage_ref": "u2"})
+
+    found = connection.execute(
+        "SELECT kind, to_char(created_at AT TIME ZONE 'UTC', 'HH24:MI') FROM movements ORDER BY position"
+    )
+    assert found.fetchall() == [("a", "00:00"), ("c", "00:45"), ("c", "01:05")]
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_process_that_hangs_while_it_posts_gives_up_its_locks(connection, monkeypatch, late):
+    monkeypatch.setattr(ledger_module, "WRITTEN_AT_ONCE", 1)
+    monkeypatch.setitem(ledger_module.SQL, "bound_work", ledger_module.SQL["bound_work"].replace(b"'60s'", b"'300ms'"))
+    calls, post = count(1), ledger_module.post
+
+    def post_late(*arguments):
+        if next(calls) == late:
+            time.sleep(1)
+        post(*arguments)
+
+    monkeypatch.setattr(ledger_module, "post", post_late)
+    usages = [
+        {"type": "usage", "org_id": "o", "usage_ref": ref, "usage_kind": "ai_usage", "credits": 1} for ref in "abc"
+    ]
+    if late > 1 and connection.info.server_version < 170000:  # nothing there bounds a transaction that is not idle
+        assert len(post_all(connection, *usages).movements["o"]) == 3
+    else:
+        with pytest.raises(psycopg.OperationalError, match=r"terminat|closed the connection"):
+            post_all(connection, *usages)

@@ -1,6 +1,7 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 import uuid_utils
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from typeid import TypeID
 
 from feeds.movement import Kind, Movement, render, show_id, show_time
+from worker.chain import show_instant
 
 
 @given(movement_id=st.uuids(version=4))
@@ -43,3 +45,11 @@ def test_an_entry_is_the_json_of_the_contract(usage_kind):
         "usage_ref": "u_1",
         "created_at": "2026-06-01T10:00:00Z",
     }
+
+
+def test_the_hour_that_comes_twice_when_summer_ends_is_shown_as_two():
+    first, second = (datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold) for fold in (0, 1))
+
+    assert first == second  # to Python
+    assert [show_time(first), show_time(second)] == ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"]
+    assert [show_instant(first), show_instant(second)] == ["2026-10-25T00:30:00.000000Z", "2026-10-25T01:30:00.000000Z"]
