@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
+from threading import Event
 from typing import Any, NamedTuple
 
+import psycopg
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import tuple_row
 from redis import Redis
@@ -111,7 +114,8 @@ def number_organisation(cursor: Cursor[Any], org_id: str) -> Range:
 def check_all(connection: Connection[Any], organisations: Range, beside: Sequence[Connection[Any]]) -> list[Row]:
     """Return what all rules find, each connection in its share of the organisations, in the first one's snapshot."""
     if not beside:
-        return list(chain.from_iterable(check(connection, organisations)))
+        return list(chain.from_iterable(check(connection, organisations, Event())))
+    stopped = Event()
     first, *shares = share_out(connection, organisations, 1 + len(beside))
     [(snapshot,)] = connection.execute(SQL["export_snapshot"]).fetchall()
 
@@ -119,15 +123,17 @@ def check_all(connection: Connection[Any], organisations: Range, beside: Sequenc
         with other.transaction():
             other.execute(SQL["begin_snapshot"])
             other.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
-            return check(other, share)
+            return check(other, share, stopped)
 
     with ThreadPoolExecutor(max_workers=len(beside)) as threads:
         others = [threads.submit(check_beside, *pair) for pair in zip(beside, shares, strict=False)]
         try:
-            parts = [check(connection, first), *(other.result() for other in others)]
+            parts = [check(connection, first, stopped), *(other.result() for other in others)]
         except BaseException:
+            stopped.set()
             for other in beside:
-                other.cancel_safe()
+                with suppress(psycopg.Error):
+                    other.cancel_safe()
             raise
     return [row for of_rule in zip(*parts, strict=True) for rows in of_rule for row in rows]
 
@@ -140,10 +146,10 @@ def share_out(connection: Connection[Any], organisations: Range, parts: int) -> 
     return [Range(*pair) for pair in zip(firsts, lasts, strict=True)]
 
 
-def check(connection: Connection[Any], share: Range) -> list[list[Row]]:
-    """Return what each rule finds in a share of the organisations."""
+def check(connection: Connection[Any], share: Range, stopped: Event) -> list[list[Row]]:
+    """Return what each rule finds in a share of the organisations; those that come before it is stopped."""
     with connection.cursor(row_factory=tuple_row) as cursor:
-        return [cursor.execute(SQL[rule], share._asdict()).fetchall() for rule in RULES]
+        return [cursor.execute(SQL[rule], share._asdict()).fetchall() for rule in RULES if not stopped.is_set()]
 
 
 def find_changed(cursor: Cursor[Any], org_no: int, noted: Line | None) -> Iterator[Row]:

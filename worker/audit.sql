@@ -8,6 +8,7 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL jit = off;
 SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0; -- one connection may wait for the other
 SET LOCAL lock_timeout = '10s';
 SET LOCAL parallel_tuple_cost = 0.005;
 

@@ -21,13 +21,14 @@ WINDOW = 200
 """How many of its newest entries a cached feed holds."""
 LIFETIME_S = 600
 """How long a cached organisation lives, counted from its first read: what a lost append costs at most."""
-EPOCH_EVERY_S = 0.25
-"""How often a process that reads feeds learns the epoch."""
-EPOCH_WITHIN_S = 0.4
+EPOCH_EVERY_S = 0.15
+"""For how long a process that reads feeds rests, once it has learnt the epoch, before it asks again."""
+EPOCH_WITHIN_S = 0.3
 """How long it waits to be told; then it asks again."""
 HEAD_BYTES = HEAD.encode()
 RENDERING = 2
-"""The version of `feeds.movement.render`: raise it when the same movement would show other bytes."""
+"""The version of an entry: raise it when the same movement would be shown, or kept, as other bytes. It is in no key: a
+worker of the version before would append where nobody of this one reads."""
 
 
 class Server(NamedTuple):

@@ -24,9 +24,10 @@ SQL = load_queries(__file__)
 PATIENCE_S = 1.0
 """How long the feeds' Redis may be away before its feeds are given up."""
 RETRY_EVERY_S = 0.05
-EPOCH_KNOWN_S = EPOCH_EVERY_S + EPOCH_WITHIN_S + 0.1
-"""By when every reader whom Postgres answers in time knows of a new epoch. Less than the second after which another
-drain takes a batch that is posted, but not yet deleted, for that of a dead one."""
+EPOCH_KNOWN_S = EPOCH_WITHIN_S + EPOCH_EVERY_S + EPOCH_WITHIN_S + 0.1
+"""By when every reader whom Postgres answers in time knows of a new epoch: he may have asked just before it, rested,
+and asked again. Less than the second after which another drain takes a batch that is posted, but not yet deleted, for
+that of a dead one."""
 
 
 class Shown(NamedTuple):

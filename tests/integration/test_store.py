@@ -104,7 +104,7 @@ def test_a_slice_holds_the_ordinals_that_exist(connection, database_url):
     assert refs(run(database_url, read_slice, "org_a", Filter(), 70, 90)) == []
 
 
-def test_the_newest_lines_come_with_count_position_and_epoch(connection, database_url):
+def test_the_newest_lines_come_with_count_and_epoch(connection, database_url):
     [(epoch,)] = connection.execute("SELECT epoch FROM ledger")
 
     found = run(database_url, read_newest, "org_a", Filter(Kind.ALLOT), 3)

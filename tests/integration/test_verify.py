@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from threading import Event, Thread
 
 import psycopg
@@ -7,6 +8,7 @@ import pytest
 import redis
 
 from feeds.schema import check_ledger
+from worker import audit as audit_module
 from worker.audit import (
     EVERY_ORGANISATION,
     LARGEST_ID,
@@ -284,3 +286,34 @@ def test_the_shares_of_an_audit_hold_every_organisation_once(connection, parts):
     assert [share.first_org for share in shares[1:]] == [share.last_org + 1 for share in shares[:-1]]
     assert (shares[0].first_org, shares[-1].last_org) == EVERY_ORGANISATION
     assert parts == 1 or 2 <= len(shares) <= parts
+
+
+def test_one_connection_waits_for_the_other_whatever_idle_bound_its_user_has(connection, database_url, monkeypatch):
+    audited = psycopg.connect(database_url, autocommit=True, options="-c idle_in_transaction_session_timeout=200ms")
+    check = audit_module.check
+
+    def check_late(other, share, stopped):
+        if other is not audited:
+            time.sleep(0.6)
+        return check(other, share, stopped)
+
+    monkeypatch.setattr(audit_module, "check", check_late)
+    with audited, psycopg.connect(database_url) as second:
+        assert audit_ledger(audited, beside=[second]).findings == []
+
+
+def test_an_audit_that_is_interrupted_stops_on_every_connection(connection, database_url, monkeypatch):
+    checked = []
+
+    def check_until_stopped(other, share, stopped):
+        if other is connection:
+            raise KeyboardInterrupt
+        checked.append(stopped.wait(10))
+        return []
+
+    monkeypatch.setattr(audit_module, "check", check_until_stopped)
+    with psycopg.connect(database_url) as second, pytest.raises(KeyboardInterrupt):
+        audit_ledger(connection, beside=[second])
+
+    assert checked == [True]
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
