@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,22 +38,26 @@ class Answers(NamedTuple):
     bytes_each: float
 
 
-def pin(pids: set[int], core: int) -> None:
-    """Keep processes on a core, where there are two."""
+def pin(pids: set[int], cores: set[int]) -> None:
+    """Keep processes on some cores, where there are two."""
     if (os.cpu_count() or 1) < 2:
         return
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").glob("*"):
-            os.sched_setaffinity(int(thread.name), {core})
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def ask(asked: Asked, ground: Ground, server: Process, seconds: int) -> Answers:
     """Ask for so long. Raises AssertionError where anything but 200 came."""
-    pin(family([server.pid]), SERVER_CORE)
-    pin(ground.servers(), OTHERS_CORE)
-    before = cpu_s(family([server.pid])), cpu_s(ground.servers())
-    found = run_wrk(asked, seconds)
-    after = cpu_s(family([server.pid])), cpu_s(ground.servers())
+    try:
+        pin(family([server.pid]), {SERVER_CORE})
+        pin(ground.servers(), {OTHERS_CORE})
+        before = cpu_s(family([server.pid])), cpu_s(ground.servers())
+        found = run_wrk(asked, seconds)
+        after = cpu_s(family([server.pid])), cpu_s(ground.servers())
+    finally:  # what Postgres starts later inherits its core
+        pin(ground.servers(), os.sched_getaffinity(0))
     own_us, servers_us = ((late - early) * 1e6 / found["requests"] for early, late in zip(before, after, strict=True))
     each = found["bytes"] / found["requests"]
     return Answers(found["requests"] / found["seconds"], own_us, servers_us, found["p50_ms"], found["p99_ms"], each)
