@@ -22,7 +22,7 @@ from tests.servers import CHECKOUT, Processes, wait_until
 from worker.broker import make_app
 from worker.local.postgres import embedded_programs
 from worker.local.valkey import embedded_program, free_port
-from worker.streams import shard_of, stream_of
+from worker.streams import AWAKE, shard_of, stream_of
 
 DEPLOY = CHECKOUT / "deploy"
 SECRETS = {"POSTGRES_PASSWORD": "databasesecret", "VALKEY_PASSWORD": "valkeysecret"}
@@ -156,6 +156,7 @@ def test_the_composed_processes_take_an_event_and_serve_a_page(containers):
         event = {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 7}
         client.xadd(stream_of(shard_of("org_a", 8)), {"event": json.dumps(event)})
         wait_until(lambda: client.xlen(stream_of(shard_of("org_a", 8))) == 0, within_s=30)
+        wait_until(lambda: not client.exists(AWAKE))  # a drain at work has the whole of a soft shutdown, 50 s
     key = containers.run("endpoint", "usage-feeds", "keys", "create", "--org", "org_a").stdout.split()[-1]
     request = Request(f"http://127.0.0.1:{containers.port}/credits/usage", headers={"Authorization": f"Bearer {key}"})
     with urlopen(request, timeout=10) as answer:
