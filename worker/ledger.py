@@ -110,8 +110,8 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
             named = [organisations[org_id] for org_id in dict.fromkeys(event.org_id for _, event in part)]
             write_lines(connection, ledger, org_nos, named, posted)
         write_states(connection, org_nos, organisations, posted)
-        if refusals:
-            bury(connection, refusals)
+        if posted.refusals:
+            bury(connection, posted.refusals)
     return posted
 
 

@@ -6,6 +6,7 @@ Each sender is a thread. What was not answered is sent again, which is all that 
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -24,7 +25,7 @@ AGAIN_S = 0.1
 KEPT = 20_000
 
 
-class Sender(threading.Thread):
+class Sender(threading.Thread, ABC):
     """What all senders share: they end when asked, and an error that nobody expected ends the run."""
 
     def __init__(self, stop: threading.Event) -> None:
@@ -39,8 +40,9 @@ class Sender(threading.Thread):
             self.error = error
             raise
 
+    @abstractmethod
     def send_all(self) -> None:
-        raise NotImplementedError
+        """Send until asked to stop."""
 
 
 class StreamDoor(Sender):
