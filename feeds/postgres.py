@@ -1,18 +1,25 @@
 """How is Postgres asked, by how many at once, and for how long?"""
 
 import asyncio
-import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from psycopg import AsyncConnection, Error, InterfaceError, OperationalError
+from psycopg import AsyncConnection, Error, InterfaceError, OperationalError, generators
+from psycopg.abc import PQGen
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import wait_async
 
 from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
-log = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
+Statement = tuple[bytes, Mapping[str, object]]
 
 
 class PostgresAway(Exception):  # noqa: N818 -- a state of things
@@ -31,57 +38,41 @@ class Postgres:
         self.deadline_s = deadline_s
         self._turn = asyncio.Semaphore(at_once)
         self._idle: list[AsyncConnection[Row]] = []
-        self._asking: set[asyncio.Task[list[Row]]] = set()
 
     async def fetch(self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None) -> list[Row]:
         """Return the rows of one statement, in one round trip. Raises `PostgresAway`.
 
         `org_id` is the authenticated organisation: the reader's role sees its rows alone, and without one none.
         """
-        asking = asyncio.create_task(self._fetch_in_turn(query, parameters, org_id))
-        self._asking.add(asking)
-        asking.add_done_callback(self._forget)
+        statements = [(SQL["bound_statement"], {"org_id": org_id}), (query, parameters)]
         try:
-            # Not wait_for, which waits for the end of what it cancels: with a hung server that takes seconds.
-            done, _ = await asyncio.wait({asking}, timeout=self.deadline_s)
-        except asyncio.CancelledError:
-            asking.cancel()
-            raise
-        if not done:
-            asking.cancel()
-            raise PostgresAway(f"no answer within {self.deadline_s} s")
-        try:
-            return asking.result()
+            async with asyncio.timeout(self.deadline_s), self._turn:
+                return await self._ask(statements)
+        except TimeoutError as error:
+            raise PostgresAway(f"no answer within {self.deadline_s} s") from error
         except (Error, OSError) as error:
             raise PostgresAway(type(error).__name__) from error
 
     async def close(self) -> None:
-        """Close what is idle and give up what is under way."""
-        for asking in self._asking:
-            asking.cancel()
-        await self._close_idle()
+        """Close what is idle."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await connection.close()
 
-    async def _fetch_in_turn(self, query: bytes, parameters: Mapping[str, object], org_id: str | None) -> list[Row]:
-        async with self._turn:
-            if self._idle:
-                try:
-                    return await self._fetch_on(self._idle.pop(), query, parameters, org_id)
-                except (OperationalError, InterfaceError) as error:
-                    if not is_lost(error):
-                        raise
-                    # The server was restarted: its other connections are dead too. A read may be asked twice.
-                    await self._close_idle()
-            return await self._fetch_on(await self._connect(), query, parameters, org_id)
+    async def _ask(self, statements: Sequence[Statement]) -> list[Row]:
+        if self._idle:
+            try:
+                return await self._ask_on(self._idle.pop(), statements)
+            except (OperationalError, InterfaceError) as error:
+                if not is_lost(error):
+                    raise
+                # The server was restarted: its other connections are dead too. A read may be asked twice.
+                await self.close()
+        return await self._ask_on(await self._connect(), statements)
 
-    async def _fetch_on(
-        self, connection: AsyncConnection[Row], query: bytes, parameters: Mapping[str, object], org_id: str | None
-    ) -> list[Row]:
+    async def _ask_on(self, connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
         try:
-            # What is sent together is one transaction: the bounds are of this statement alone.
-            async with connection.pipeline():
-                await connection.execute(SQL["bound_statement"], {"org_id": org_id})
-                cursor = await connection.execute(query, parameters, binary=True)
-            rows = await cursor.fetchall() if cursor.description else []
+            rows = await ask_at_once(connection, statements)
         except BaseException:
             await connection.close()
             raise
@@ -89,25 +80,59 @@ class Postgres:
         return rows
 
     async def _connect(self) -> AsyncConnection[Row]:
-        # prepare_threshold: PgBouncer in transaction mode may give every statement another server connection.
-        return await AsyncConnection.connect(
+        connection = await AsyncConnection.connect(
             self.address,
             autocommit=True,
-            prepare_threshold=None,
             connect_timeout=2,
             tcp_user_timeout=2000,
             application_name="usage-feeds endpoint",
         )
+        connection.pgconn.enter_pipeline_mode()
+        return connection
 
-    async def _close_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.close()
 
-    def _forget(self, asking: asyncio.Task[list[Row]]) -> None:
-        self._asking.discard(asking)
-        if not asking.cancelled():
-            asking.exception()  # looked at, so that an abandoned question's end is not reported as a mistake
+async def ask_at_once(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
+    """Return the rows of the last of some statements, sent together: they are one transaction.
+
+    Nothing is prepared: PgBouncer in transaction mode may give every transaction another server connection.
+    By the parts of psycopg's own `pipeline()`, which waits for the server once for each of its commands and takes twice
+    the time. Where it is cancelled, so with a server that hangs, the connection is of no more use.
+    """
+    pgconn = connection.pgconn
+    transformer = Transformer(connection)
+    for query, parameters in statements:
+        text, names = number_parameters(query)
+        values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
+        pgconn.send_query_params(text, values, transformer.types, transformer.formats, Format.BINARY)
+    pgconn.pipeline_sync()
+    result = await wait_async(converse(pgconn, len(statements)), pgconn.socket)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def converse(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
+    """Send what is to be sent, and return the result of the last statement. Raises the first error, as psycopg does."""
+    yield from generators.send(pgconn)
+    results: list[PGresult] = []
+    for _ in range(statements):
+        results += yield from generators.fetch_many(pgconn)
+    yield from generators.fetch_many(pgconn)  # the end of the transaction
+    for result in results:
+        if result.status not in {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}:
+            raise error_from_result(result)
+    return results[-1]
+
+
+@cache
+def number_parameters(query: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return a query with `$1`, `$2` ... for its `%(name)s`, and the names in that order."""
+    names: dict[bytes, int] = {}
+
+    def number(found: re.Match[bytes]) -> bytes:
+        return b"$%d" % names.setdefault(found[1], len(names) + 1)
+
+    text = re.sub(rb"%\((\w+)\)s", number, query)
+    return text, tuple(name.decode() for name in names)
 
 
 def is_lost(error: Error) -> bool:
