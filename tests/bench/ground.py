@@ -103,9 +103,9 @@ def settle_down(ground: Ground) -> None:
 
 
 @contextmanager
-def migrated(ground: Ground) -> Iterator[Ground]:
+def migrated(ground: Ground, *, flush: bool = True) -> Iterator[Ground]:
     """Give a ground whose database holds our schema, to be filled."""
-    with template_database(ground.server_url) as template, cleared(ground, template) as made:
+    with template_database(ground.server_url) as template, cleared(ground, template, flush=flush) as made:
         yield made
 
 

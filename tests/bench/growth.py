@@ -1,10 +1,12 @@
 """Is a ledger of ten million movements as fast as one of a hundred thousand?
 
-One ledger, filled through the streams by a real worker, is measured while it is small and again when it has grown.
+One ledger is filled through the streams by a real worker. Then it and a small one, in another database of the same server,
+post in turn.
 """
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import psycopg
@@ -16,7 +18,7 @@ from tests.bench.ground import Ground, migrated, settle_down
 from tests.bench.latency import posting
 from tests.bench.load import Asked, ask
 from tests.bench.ours import Ours, add, count_waiting, grant_all, start_worker, usages, verify
-from tests.bench.race import clock
+from tests.bench.race import Run, clock
 from tests.bench.reading import ENDPOINT, make_key, serving
 from tests.bench.sizes import Sizes, measure_sizes
 from tests.bench.usage import family, memory_mb
@@ -45,39 +47,56 @@ class Growth(NamedTuple):
 
 
 def measure_growth(ground: Ground, movements: int, requests: int, rounds: int, say: Any) -> Growth:
-    """Measure, grow, and measure again."""
-    with migrated(ground) as ledger:
-        grant_all(ledger, ORGANISATIONS)
-        fill_deep(ledger, SMALL)
-        settle_down(ledger)
-        small_rate, small_pages = rate(ledger, rounds, say), measure_depth(ledger, 400)
-        worker_mb = grow(ledger, movements, say)
-        settle_down(ledger)
-        large_rate, large_pages = rate(ledger, rounds, say), measure_depth(ledger, 400)
-        endpoint_mb = serve_many(ledger, requests, say)
+    """Grow a ledger, and measure it in turn with a small one."""
+    with begun(ground, flush=True) as large:
+        worker_mb = grow(large, movements, say)
+        settle_down(large)
+        with begun(ground, flush=False) as small:
+            small_rate, large_rate = race(small, large, rounds, say)
+            small_pages, large_pages = measure_depth(small, 400), measure_depth(large, 400)
+            verify(small)
+        endpoint_mb = serve_many(large, requests, say)
         began = time.perf_counter()
-        found = verify(ledger)
+        found = verify(large)
         verify_s = time.perf_counter() - began
-        sizes = measure_sizes(ledger)
+        sizes = measure_sizes(large)
     return Growth(
         found["movements"], small_rate, large_rate, small_pages, large_pages, sizes, verify_s, worker_mb, endpoint_mb
     )
 
 
-def rate(ledger: Ground, rounds: int, say: Any) -> Figure:
-    """Return how fast a backlog is posted to this ledger."""
+@contextmanager
+def begun(ground: Ground, *, flush: bool) -> Iterator[Ground]:
+    """Give a small ledger: many organisations with nothing but a grant, and one with many lines."""
+    with migrated(ground, flush=flush) as ledger:
+        grant_all(ledger, ORGANISATIONS)
+        fill_deep(ledger, SMALL)
+        settle_down(ledger)
+        yield ledger
+
+
+def race(small: Ground, large: Ground, rounds: int, say: Any) -> tuple[Figure, Figure]:
+    """Return how fast a backlog is posted to either ledger."""
+    runs: dict[str, list[Run]] = {"small": [], "large": []}
+    for number in range(1, rounds + 1):
+        for name, ledger in (("small", small), ("large", large)):
+            run = post_backlog(ledger)
+            runs[name].append(run)
+            say(f"round {number}: {name}: {run.rate:,.0f}/s, {run.own_cpu_us:.1f} + {run.server_cpu_us:.1f} µs")
+    small_rate, large_rate = (summarise([run.rate for run in of_name]) for of_name in runs.values())
+    return small_rate, large_rate
+
+
+def post_backlog(ledger: Ground) -> Run:
+    """Have a worker post so many events that wait."""
     contender = Ours("growth", ORGANISATIONS, EVENTS)
-    rates = []
-    for _ in range(rounds):
-        contender.fill(ledger, EVENTS)
-        processes = start_worker(ledger)
-        try:
-            rates.append(clock(contender, ledger, processes).rate)
-        finally:
-            for process in processes:
-                children.end_group(process)
-        say(f"{rates[-1]:,.0f}/s")
-    return summarise(rates)
+    contender.fill(ledger, EVENTS)
+    processes = contender.start(ledger, EVENTS)
+    try:
+        return clock(contender, ledger, processes)
+    finally:
+        for process in processes:
+            children.end_group(process)
 
 
 def grow(ledger: Ground, movements: int, say: Any) -> list[float]:
