@@ -71,7 +71,7 @@ CROSS JOIN LATERAL (
         SELECT m.usage_number, m.credits
         FROM movements AS m
         WHERE m.org_no = r.org_no
-            AND ref_digest(m.usage_ref) = ref_digest(r.usage_ref)
+            AND ref_key(m.usage_ref) = ref_key(r.usage_ref)
             AND m.usage_ref = r.usage_ref
             AND m.usage_number IS NOT NULL
         ORDER BY m.kind NULLS FIRST

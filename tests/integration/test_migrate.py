@@ -7,6 +7,8 @@ import pytest
 import redis
 
 from feeds.schema import SCHEMA_VERSION, SchemaAhead, SchemaBehind, SettingsDiffer, check_ledger
+from tests.integration.test_ledger import post_all
+from tests.seed import ALLOT, CONSUME_AI, seed
 from worker.migrations import runner
 from worker.migrations.runner import ChangedMigration, ForbiddenChange, list_migrations, migrate
 from worker.settings import WorkerSettings
@@ -54,6 +56,22 @@ def test_migrating_again_changes_nothing(connection):
     assert migrate(connection, WorkerSettings()) == []
 
     assert check_ledger(connection, WorkerSettings())._replace(read_at=before.read_at) == before
+
+
+def test_a_ledger_with_lines_is_migrated_and_still_knows_its_refs(empty):
+    before_refs_were_ordered = 2
+    with empty.transaction(), empty.cursor() as cursor:
+        runner.apply_migrations(cursor, list_migrations()[:before_refs_were_ordered])
+        runner.record_facts(cursor, WorkerSettings())
+    *_, known = seed(empty, "org_a", [ALLOT, CONSUME_AI])
+
+    assert migrate(empty, WorkerSettings()) == VERSIONS[before_refs_were_ordered:]
+
+    usage = {"type": "usage", "org_id": "org_a", "usage_ref": known.usage_ref, "usage_kind": "ai_usage"}
+    again, other = (post_all(empty, usage | {"credits": -known.credits + more}) for more in (0, 1))
+    assert not again.movements
+    assert not again.refusals
+    assert [refusal.reason.code for refusal in other.refusals] == ["conflict"]
 
 
 def test_migrating_works_within_a_connection_that_does_not_autocommit(empty_database_url):

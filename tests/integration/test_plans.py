@@ -67,6 +67,20 @@ def test_known_refs_are_looked_up_by_their_index_though_the_statistics_know_gran
     assert closed.index("Function Scan on r ") < closed.index("grants_org_no_grant_ref_key")
 
 
+@pytest.mark.parametrize(
+    "refs",
+    [
+        ["usage_01kat4m8g0fdvs0000zzzzzzzz", "usage_01kat4m8g1e5xsqhhhh0000000", "usage_01kavz0000e5xsqhhhh0000000"],
+        ["019ab44a-2200-7fff-8000-000000000000", "019ab44a-8200-7000-8000-000000000000"],
+        ["01KAT4M8G0FDVS0000ZZZZZZZZ", "01KAT4M8G1E5XSQHHHH0000000"],
+    ],
+    ids=["TypeID", "UUIDv7", "ULID"],
+)
+def test_refs_lie_in_their_index_in_the_order_of_their_time(connection, refs):
+    found = connection.execute("SELECT ref FROM unnest(%s::text[]) AS ref ORDER BY ref_key(ref)", [refs[::-1]])
+    assert [ref for (ref,) in found] == refs
+
+
 def test_the_search_for_due_grants_reads_one_range_of_each_index(connection):
     plan = explain(connection, sweep.SQL["find_due"], {"most": 10, "grace": timedelta(0)})
     assert "grants_to_allot" in plan
