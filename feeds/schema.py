@@ -12,7 +12,7 @@ from feeds.settings import LedgerFacts
 
 SQL = load_queries(__file__)
 
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 """The last migration that this program knows."""
 
 

@@ -60,7 +60,7 @@ def ask(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Plac
         "ceiling": place.ceiling,
         "floor": place.floor,
     }
-    return SQL[name_query(feed)], parameters
+    return SQL["read_page"], parameters
 
 
 async def read_slice(store: Store, org_id: str, feed: Filter, first: int, last: int) -> Slice:
@@ -74,15 +74,8 @@ async def read_newest(store: Store, org_id: str, feed: Filter, window: int) -> S
     return await read_place(store, org_id, feed, Place(window))
 
 
-def name_query(feed: Filter) -> str:
-    """Return the name of the query for a feed's shape."""
-    if feed.usage_kind is None:
-        return "read_kind" if feed.kind else "read_everything"
-    return "read_kind_and_usage_kind" if feed.kind else "read_usage_kind"
-
-
 def gather(place: Place, rows: list[Row]) -> Slice:
-    """Return the slice that the rows of one of the four queries hold, once they prove dense."""
+    """Return the slice that the rows of `read_page` hold, once they prove dense."""
     if not rows:
         raise PostgresAway("the ledger has no facts")
     epoch, total = rows[0][:2]

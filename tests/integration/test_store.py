@@ -8,7 +8,8 @@ import pytest
 from feeds.movement import Kind
 from feeds.page import Filter, Place, cut, feed_number, place_page
 from feeds.postgres import Postgres, PostgresAway
-from feeds.store import SQL, Store, TornLedger, name_query, read_newest, read_place, read_slice
+from feeds.store import Store, TornLedger, ask, read_newest, read_place, read_slice
+from tests.integration.nested_plans import scans_of
 from tests.seed import MIXED, USAGE_KINDS, seed
 
 NUMBERS = {"ai_usage": 0, "tm_usage": 1}
@@ -18,6 +19,8 @@ FEEDS = [
     for kind, usage_kind in product((None, *Kind), (None, *USAGE_KINDS))
     if feed_number(kind, NUMBERS[usage_kind] if usage_kind else None) is not None
 ]
+
+SHAPES = [Filter(), Filter(Kind.OVERFLOW), Filter(None, "ai_usage"), Filter(Kind.CONSUME, "ai_usage")]
 
 
 @pytest.fixture
@@ -136,31 +139,24 @@ def test_a_feed_with_a_gap_gives_no_page(connection, database_url):
     assert run(database_url, read_place, "org_a", Filter(), Place(3)).total == len(LINES)
 
 
-@pytest.mark.parametrize(
-    "feed", [Filter(), Filter(Kind.OVERFLOW), Filter(None, "ai_usage"), Filter(Kind.CONSUME, "ai_usage")], ids=str
-)
+@pytest.mark.parametrize("feed", SHAPES, ids=str)
 def test_a_page_reads_one_range_of_one_index_and_nothing_that_it_throws_away(connection, database_url, feed):
     seed(connection, "org_a", MIXED * 1500)
     connection.execute("ANALYZE")
-    number = feed_number(feed.kind, NUMBERS[feed.usage_kind] if feed.usage_kind else None)
-    parameters = {
-        "org_id": "org_a", "kind": feed.kind, "usage_number": 0, "element": number + 1, "lines": 20, "skip": 900,
-        "ceiling": 2**62, "floor": 0,
-    }  # fmt: skip
-    explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + SQL[name_query(feed)]
-    [([plan],)] = connection.execute(explain, parameters)
 
-    [scan] = [node for node in walk(plan["Plan"]) if node.get("Relation Name") == "movements"]
+    [scan] = scans_of(connection, "movements", *ask(NUMBERS, "org_a", feed, Place(20, skip=900)))
+
     assert scan["Node Type"] == "Index Scan"
     assert scan["Scan Direction"] == "Backward"
     assert scan["Actual Rows"] == 20
     assert "Filter" not in scan
 
 
-def walk(node):
-    yield node
-    for below in node.get("Plans", ()):
-        yield from walk(below)
+@pytest.mark.parametrize("feed", SHAPES, ids=str)
+def test_a_page_of_a_young_table_that_nobody_analysed_reads_its_index_too(connection, database_url, feed):
+    [scan] = scans_of(connection, "movements", *ask(NUMBERS, "org_a", feed, Place(3)))
+
+    assert (scan["Node Type"], scan["Actual Rows"]) == ("Index Scan", 3)
 
 
 def test_refused_statements_and_missing_facts_are_no_pages(connection, database_url):
