@@ -18,6 +18,9 @@ from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
 
+LOOK_EVERY_S = 1.0
+"""How often psycopg looks at a socket on which nothing comes."""
+
 Row = tuple[Any, ...]
 Statement = tuple[bytes, Mapping[str, object]]
 
@@ -105,7 +108,7 @@ async def ask_at_once(connection: AsyncConnection[Row], statements: Sequence[Sta
         values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
         pgconn.send_query_params(text, values, transformer.types, transformer.formats, Format.BINARY)
     pgconn.pipeline_sync()
-    result = await wait_async(converse(pgconn, len(statements)), pgconn.socket)
+    result = await wait_async(converse(pgconn, len(statements)), pgconn.socket, interval=LOOK_EVERY_S)
     transformer.set_pgresult(result)
     return transformer.load_rows(0, result.ntuples, tuple)
 

@@ -45,7 +45,7 @@ class Counted(Postgres):
     reads = 0
 
     async def fetch(self, query, parameters, **options):
-        self.reads += b"movements" in query
+        self.reads += b"read_page" in query
         return await super().fetch(query, parameters, **options)
 
 
