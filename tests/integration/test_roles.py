@@ -17,6 +17,7 @@ from feeds.page import Filter, Place
 from feeds.postgres import Postgres
 from feeds.store import Store, ask, read_place
 from tests.integration.nested_plans import scans_of
+from tests.integration.test_ledger import post_all
 from tests.seed import MIXED, USAGE_KINDS, seed
 from tests.servers import wait_until
 from worker.migrations.roles import ROLES, make_roles
@@ -193,6 +194,18 @@ def test_the_guard_leaves_a_page_one_range_of_one_index(owner, feed):
     assert not others
     assert (scan["Node Type"], scan["Scan Direction"], scan["Actual Rows"]) == ("Index Scan", "Backward", 20)
     assert "Filter" not in scan
+
+
+def test_the_roles_need_no_right_of_everybodys(owner, login):
+    owner.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC")
+    usage = {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 1}
+
+    with psycopg.connect(login(WORKER), autocommit=True) as connection:
+        assert post_all(connection, usage).movements["org_a"]
+
+    for role in ROLES:
+        found = ask_as(login(role), lambda postgres: read_place(Store(postgres, NUMBERS), "org_a", Filter(), Place(1)))
+        assert found.total == len(MIXED) * 3 + 1
 
 
 def test_waits_of_the_endpoint_are_bounded_by_the_server_too(login):

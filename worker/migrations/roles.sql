@@ -25,6 +25,7 @@ $$;
 REVOKE ALL ON
     ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
 FROM usage_feeds_worker, usage_feeds_reader;
+REVOKE ALL ON FUNCTION ref_key, read_page FROM usage_feeds_worker, usage_feeds_reader;
 
 -- name: give_worker_rights
 -- The worker posts, and runs every command but `migrate`. A movement it can only add.
@@ -41,12 +42,14 @@ ON grants TO usage_feeds_worker;
 GRANT INSERT, DELETE ON dead_letters TO usage_feeds_worker;
 GRANT INSERT, UPDATE (revoked_at) ON api_keys TO usage_feeds_worker;
 GRANT INSERT, UPDATE (role), DELETE ON members TO usage_feeds_worker;
+GRANT EXECUTE ON FUNCTION ref_key, read_page TO usage_feeds_worker;
 
 -- name: give_reader_rights
 -- The endpoint reads what its answers are made from, and notes when a key was last used.
 GRANT SELECT ON ledger, usage_kinds, schema_migrations, movements, api_keys, members TO usage_feeds_reader;
 GRANT SELECT (org_no, org_id, counts) ON organisations TO usage_feeds_reader;
 GRANT UPDATE (last_used_at) ON api_keys TO usage_feeds_reader;
+GRANT EXECUTE ON FUNCTION read_page TO usage_feeds_reader;
 
 -- name: guard_rows
 -- The reader sees the rows of one organisation, the one that its transaction has named; without a name none.
