@@ -7,6 +7,7 @@ from typing import NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from feeds import tally
+from feeds.cached.proof import Found, Missed, Same
 from feeds.cursor import Seal
 from feeds.endpoint.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
 from feeds.endpoint.identity import Grant, Identities
@@ -112,13 +113,18 @@ async def understand(serving: Serving, headers: Headers, query_string: bytes) ->
 
 async def find_page(serving: Serving, meaning: Meaning) -> Page:
     """Return the page as it is sent: the one sent before, where the feed's count says that it is still true."""
-    org_id, ask, kept = meaning.org_id, meaning.ask, meaning.page
-    if kept is not None and (meaning.check is None or not serving.feeds.cache.is_current(meaning.check)):
-        meaning.check = check_page(serving.feeds, org_id, ask.feed, ask.place, kept.epoch, kept.total)
-    found = await read(serving.feeds, org_id, ask.feed, ask.place, meaning.check)
-    if found is None:
-        assert kept is not None, "only what is known can be unchanged"
-        return kept
+    feeds, org_id, ask, kept = serving.feeds, meaning.org_id, meaning.ask, meaning.page
+    answer: Found | Missed | None = None
+    if kept is not None:
+        if meaning.check is None or not feeds.cache.is_current(meaning.check):
+            meaning.check = check_page(feeds, org_id, ask.feed, ask.place, kept.epoch, kept.total)
+        if meaning.check is not None:
+            said = await feeds.cache.look_again(org_id, meaning.check)
+            if isinstance(said, Same):
+                tally.hits["process"] += 1
+                return kept
+            answer = said
+    found = await read(feeds, org_id, ask.feed, ask.place, answer)
     etag = tag_listing(serving.seal, org_id, ask, found.total, found.epoch)
     body = show_listing(serving.seal, org_id, ask, found.total, found.entries)
     headers = [*SHARED_HEADERS, (b"etag", etag.encode()), (b"content-length", b"%d" % len(body))]
