@@ -128,7 +128,7 @@ def converse(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
 
 @cache
 def number_parameters(query: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """Return a query with `$1`, `$2` ... for its `%(name)s`, and the names in that order."""
+    """Return a query with `$1`, `$2` ... for its `%(name)s`, and the names in that order. It holds no other `%`."""
     names: dict[bytes, int] = {}
 
     def number(found: re.Match[bytes]) -> bytes:
