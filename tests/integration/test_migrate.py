@@ -9,6 +9,7 @@ import redis
 from feeds.schema import SCHEMA_VERSION, SchemaAhead, SchemaBehind, SettingsDiffer, check_ledger
 from tests.integration.test_ledger import post_all
 from tests.seed import ALLOT, CONSUME_AI, seed
+from tests.servers import wait_until
 from worker.migrations import runner
 from worker.migrations.runner import ChangedMigration, ForbiddenChange, list_migrations, migrate
 from worker.settings import WorkerSettings
@@ -58,20 +59,44 @@ def test_migrating_again_changes_nothing(connection):
     assert check_ledger(connection, WorkerSettings())._replace(read_at=before.read_at) == before
 
 
-def test_a_ledger_with_lines_is_migrated_and_still_knows_its_refs(empty):
-    before_refs_were_ordered = 2
-    with empty.transaction(), empty.cursor() as cursor:
-        runner.apply_migrations(cursor, list_migrations()[:before_refs_were_ordered])
+BEFORE_REFS_WERE_ORDERED = 2
+
+
+def migrate_before_refs_were_ordered(connection):
+    with connection.transaction(), connection.cursor() as cursor:
+        runner.apply_migrations(cursor, list_migrations()[:BEFORE_REFS_WERE_ORDERED])
         runner.record_facts(cursor, WorkerSettings())
+
+
+def test_a_ledger_with_lines_is_migrated_and_still_knows_its_refs(empty):
+    migrate_before_refs_were_ordered(empty)
     *_, known = seed(empty, "org_a", [ALLOT, CONSUME_AI])
 
-    assert migrate(empty, WorkerSettings()) == VERSIONS[before_refs_were_ordered:]
+    assert migrate(empty, WorkerSettings()) == VERSIONS[BEFORE_REFS_WERE_ORDERED:]
 
     usage = {"type": "usage", "org_id": "org_a", "usage_ref": known.usage_ref, "usage_kind": "ai_usage"}
     again, other = (post_all(empty, usage | {"credits": -known.credits + more}) for more in (0, 1))
     assert not again.movements
     assert not again.refusals
     assert [refusal.reason.code for refusal in other.refusals] == ["conflict"]
+
+
+def test_a_migration_lets_a_batch_that_is_under_way_end(empty, empty_database_url):
+    migrate_before_refs_were_ordered(empty)
+    seed(empty, "org_a", [ALLOT, CONSUME_AI])
+
+    def is_waiting():
+        return batch.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall()
+
+    with psycopg.connect(empty_database_url) as batch, ThreadPoolExecutor(1) as pool:
+        batch.execute("SELECT FROM organisations FOR UPDATE")
+        batch.execute("SELECT FROM movements")
+        migrating = pool.submit(migrate, empty, WorkerSettings())
+        wait_until(is_waiting, within_s=10)
+        batch.execute("LOCK TABLE movements IN ROW EXCLUSIVE MODE")
+        batch.commit()
+
+        assert migrating.result(timeout=30) == VERSIONS[BEFORE_REFS_WERE_ORDERED:]
 
 
 def test_migrating_works_within_a_connection_that_does_not_autocommit(empty_database_url):

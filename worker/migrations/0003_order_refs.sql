@@ -1,5 +1,8 @@
 -- migrate:up
 
+-- First what every batch takes first: one that is under way ends, and the next waits here, not in the middle.
+LOCK TABLE organisations IN EXCLUSIVE MODE;
+
 -- What stands for a usage's ref in the index: how its id begins, behind the type of a TypeID, so that refs of one time lie
 -- together where they are TypeIDs, ULIDs or UUIDv7s; and half a SHA-256, so that every ref takes as little room.
 -- (The digest alone put each line on a page of its own: at ten million lines four kilobytes of log an event after a
@@ -9,7 +12,8 @@ CREATE FUNCTION ref_key(ref text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PA
     SELECT decode(left(split_part(ref, '_', -1), 10), 'escape') || substring(sha256(decode(ref, 'escape')) FROM 1 FOR 16)
 $$;
 
--- Made before the other goes: pages are read meanwhile, posting waits for about two seconds a million lines.
+-- Made before the other goes: pages are read meanwhile, posting waits for about two seconds a million lines. (Not while
+-- `verify` runs: pages would wait with us for its end.)
 -- A usage has one consume and one overflow line at most; by this index a known ref is found, and then compared.
 -- (NULLS FIRST is an order that no other index has: see `read_usages`.)
 CREATE UNIQUE INDEX movements_by_ref_key ON movements (org_no, ref_key(usage_ref), kind NULLS FIRST)
