@@ -14,6 +14,9 @@ SETTINGS = {
     "client_min_messages": "log",
 }
 
+COMPILED_AT = 100_000
+"""`jit_above_cost`, if nobody sets it."""
+
 
 def scans_of(
     connection: psycopg.Connection[Any],
@@ -24,6 +27,7 @@ def scans_of(
 ) -> list[dict[str, Any]]:
     """Run a query, perhaps as a role, and return the plan nodes that read a table, with what they did.
 
+    No plan may cost so much that Postgres would compile it: 50 ms, each time.
     The connection is a superuser's, with nothing but this before it.
     """
     said: list[str] = []
@@ -38,6 +42,7 @@ def scans_of(
     connection.execute(query, parameters)
     plans = [json.loads(words.split("plan:\n", 1)[1])["Plan"] for words in said if "plan:\n" in words]
     assert plans, said
+    assert max(plan["Total Cost"] for plan in plans) < COMPILED_AT, plans
     return [node for plan in plans for node in walk(plan) if node.get("Relation Name") == table]
 
 

@@ -21,7 +21,9 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
+SET jit = off
 AS $$
+#variable_conflict use_variable
 DECLARE
     of_org_no integer;
     newest bigint;
@@ -30,7 +32,8 @@ BEGIN
     SELECT l.epoch, o.org_no, COALESCE(o.counts[element], 0) -- none yet: usage kinds may have been added since
     INTO epoch, of_org_no, count
     FROM ledger AS l
-    LEFT JOIN organisations AS o ON o.org_id = of_org_id;
+    LEFT JOIN organisations AS o ON o.org_id = of_org_id
+    WHERE l.single;
     IF NOT FOUND THEN
         RETURN;
     END IF;
