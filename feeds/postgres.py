@@ -20,6 +20,7 @@ SQL = load_queries(__file__)
 
 LOOK_EVERY_S = 1.0
 """How often psycopg looks at a socket on which nothing comes."""
+GOOD = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC})
 
 Row = tuple[Any, ...]
 Statement = tuple[bytes, Mapping[str, object]]
@@ -32,6 +33,8 @@ class PostgresAway(Exception):  # noqa: N818 -- a state of things
 class Postgres:
     """A few connections, shared by all who ask; lost ones are replaced when next needed.
 
+    What is given up is ended by the server, within 2 s, and has no part in the number of those who ask at once.
+
     Not psycopg's pool: that one makes its askers wait while the server refuses connections, tries again ever
     more rarely (minutes after a long outage), and hands out dead connections one by one after a restart.
     """
@@ -41,6 +44,7 @@ class Postgres:
         self.deadline_s = deadline_s
         self._turn = asyncio.Semaphore(at_once)
         self._idle: list[AsyncConnection[Row]] = []
+        self._is_closed = False
 
     async def fetch(self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None) -> list[Row]:
         """Return the rows of one statement, in one round trip. Raises `PostgresAway`.
@@ -51,16 +55,16 @@ class Postgres:
         try:
             async with asyncio.timeout(self.deadline_s), self._turn:
                 return await self._ask(statements)
-        except TimeoutError as error:
-            raise PostgresAway(f"no answer within {self.deadline_s} s") from error
+        except TimeoutError:
+            pass  # raised below: with its traceback it would keep a half-made connection open
         except (Error, OSError) as error:
             raise PostgresAway(type(error).__name__) from error
+        raise PostgresAway(f"no answer within {self.deadline_s} s")
 
     async def close(self) -> None:
-        """Close what is idle."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.close()
+        """Close what is idle, now or once it is."""
+        self._is_closed = True
+        await self._close_idle()
 
     async def _ask(self, statements: Sequence[Statement]) -> list[Row]:
         if self._idle:
@@ -70,7 +74,7 @@ class Postgres:
                 if not is_lost(error):
                     raise
                 # The server was restarted: its other connections are dead too. A read may be asked twice.
-                await self.close()
+                await self._close_idle()
         return await self._ask_on(await self._connect(), statements)
 
     async def _ask_on(self, connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
@@ -80,6 +84,8 @@ class Postgres:
             await connection.close()
             raise
         self._idle.append(connection)
+        if self._is_closed:
+            await self._close_idle()
         return rows
 
     async def _connect(self) -> AsyncConnection[Row]:
@@ -92,6 +98,11 @@ class Postgres:
         )
         connection.pgconn.enter_pipeline_mode()
         return connection
+
+    async def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await connection.close()
 
 
 async def ask_at_once(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
@@ -117,13 +128,12 @@ def converse(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
     """Send what is to be sent, and return the result of the last statement. Raises the first error, as psycopg does."""
     yield from generators.send(pgconn)
     results: list[PGresult] = []
-    for _ in range(statements):
+    for _ in range(statements + 1):  # the last is the end of the transaction, which may be refused too
         results += yield from generators.fetch_many(pgconn)
-    yield from generators.fetch_many(pgconn)  # the end of the transaction
     for result in results:
-        if result.status not in {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}:
+        if result.status not in GOOD:
             raise error_from_result(result)
-    return results[-1]
+    return results[-2]
 
 
 @cache

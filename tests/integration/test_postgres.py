@@ -1,11 +1,13 @@
 import asyncio
+import gc
 import socket
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from feeds.postgres import Postgres, PostgresAway
+from feeds.postgres import SQL, Postgres, PostgresAway
 
 
 def run(address, use, **options):
@@ -119,3 +121,66 @@ def test_one_who_gives_up_waiting_gives_back_the_turn(database_url):
         return await postgres.fetch(b"SELECT 1::int4", {})
 
     assert run(database_url, use, at_once=1, deadline_s=8) == [(1,)]
+
+
+def test_an_error_of_the_statement_that_bounds_the_other_is_told(database_url, monkeypatch):
+    monkeypatch.setitem(SQL, "bound_statement", b"SELECT 1 / 0, %(org_id)s::text")
+
+    async def use(postgres):
+        with pytest.raises(PostgresAway, match="DivisionByZero"):
+            await postgres.fetch(b"SELECT 1", {})
+
+    run(database_url, use)
+
+
+def test_a_statement_that_is_refused_at_the_transactions_end_is_no_answer_and_costs_no_later_one(database_url):
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE ones (one integer PRIMARY KEY)")
+        connection.execute("CREATE TABLE twos (one integer REFERENCES ones DEFERRABLE INITIALLY DEFERRED)")
+
+    async def use(postgres):
+        with pytest.raises(PostgresAway, match="ForeignKeyViolation"):
+            await postgres.fetch(b"INSERT INTO twos VALUES (1)", {})
+        return await postgres.fetch(b"SELECT 1::int4", {})
+
+    assert run(database_url, use) == [(1,)]
+
+
+def test_connections_that_were_given_up_half_made_are_closed_at_once():
+    def count():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def use(postgres):
+        counts = []
+        for _ in range(5):
+            asking = (postgres.fetch(b"SELECT 1", {}) for _ in range(8))
+            answers = await asyncio.gather(*asking, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {PostgresAway}
+            del answers
+            counts.append(count())
+        return counts
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nowhere"
+        gc.disable()
+        try:
+            counts = run(address, use, deadline_s=0.05)
+        finally:
+            gc.enable()
+
+    assert counts[-1] <= counts[0]
+
+
+def test_what_is_still_asked_when_all_is_closed_leaves_no_connection(database_url, wait_until):
+    def is_open(pid):
+        with psycopg.connect(database_url) as connection:
+            return connection.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]).fetchall()
+
+    async def use(postgres):
+        asking = asyncio.create_task(postgres.fetch(b"SELECT pg_backend_pid(), pg_sleep(0.2)", {}))
+        await asyncio.sleep(0.1)
+        await postgres.close()
+        [(pid, _)] = await asking
+        await asyncio.to_thread(wait_until, lambda: not is_open(pid))
+
+    run(database_url, use, deadline_s=8)
