@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
+from contextlib import suppress
 
 import click
 from granian.constants import HTTPModes, Interfaces
@@ -55,6 +58,7 @@ async def run(address: str, port: int) -> None:
 
     In this very process: granian's usual main process leaves its worker running when it is killed.
     """
+    take_turns()
     server = Server(
         app,
         address=address,
@@ -76,6 +80,17 @@ async def run(address: str, port: int) -> None:
         await serving
     except asyncio.CancelledError:
         click.echo(f"Requests were still under way after {STOP_WITHIN_S:.0f} s.", err=True)
+
+
+def take_turns() -> None:
+    """Keep the threads of this process, and of those to come, from interrupting each other whenever one has news.
+
+    Granian's otherwise interrupts Python's for every request that comes: on one core that cost a fifth to a third of
+    all requests a second. Linux alone knows it, and a container may forbid it.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def stop(server: Server, serving: asyncio.Task[None]) -> None:
