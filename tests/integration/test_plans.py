@@ -72,9 +72,9 @@ def test_known_refs_are_looked_up_by_their_index_though_the_statistics_know_gran
 @pytest.mark.parametrize(
     "refs",
     [
-        ["usage_01kat4m8g0fdvs0000zzzzzzzz", "usage_01kat4m8g1e5xsqhhhh0000000", "usage_01kavz0000e5xsqhhhh0000000"],
-        ["019ab44a-2200-7fff-8000-000000000000", "019ab44a-8200-7000-8000-000000000000"],
-        [f"01KAT4M8G{n}E5XSQHHHH0000000" for n in range(8)],
+        [f"usage_01kat4{n}8g0e5xsqhhhh0000000" for n in range(8)],
+        [f"019ab4{n}a-2200-7fff-8000-000000000000" for n in range(8)],
+        [f"01KAT4{n}G0E5XSQHHHH0000000" for n in range(8)],
     ],
     ids=["TypeID", "UUIDv7", "ULID"],
 )
