@@ -42,6 +42,12 @@ def keep(message: Any) -> bool:
     return True
 
 
+def has_lost_its_connection(settle: Any) -> bool:
+    """Tell whether a method of a message belongs to a connection that was given up: its transport has no client."""
+    transport = getattr(getattr(getattr(settle, "__self__", None), "channel", None), "connection", None)
+    return transport is not None and getattr(transport, "client", transport) is None
+
+
 class LastingConsumer(Consumer):
     """Celery's consumer, with a memory for what it cannot take, and alive after a broken connection."""
 
@@ -57,6 +63,23 @@ class LastingConsumer(Consumer):
             if self.connection is not None:
                 raise
             super().on_connection_error_after_connected(exc)
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge a message, or give it back, in the loop's next turn.
+
+        Where its connection has gone meanwhile kombu 5.7 ends the worker by an AttributeError; the message comes again.
+        """
+
+        def settle(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return p(*args, **kwargs)
+            except AttributeError:
+                if not has_lost_its_connection(p):
+                    raise
+                log.warning("A message's connection is gone: it comes again.")
+                return None
+
+        return super().call_soon_ack(settle, *args, **kwargs)  # type: ignore[misc]  # newer than its stubs
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Keep what cannot be decoded."""
