@@ -2,8 +2,8 @@
 
 -- Where is a page of an organisation's feed, at the count of this very moment, and which lines does it hold?
 --
--- `kind` and `usage_number` narrow the feed; `element` is its number + 1, as arrays count from 1. `lines`, `skip`, `ceiling`
--- and `floor` are a `feeds.page.Place`. There is always one row; where the page is empty its line is NULL.
+-- `of_kind` and `of_usage_number` narrow the feed; `element` is its number + 1, as arrays count from 1. `lines`, `skip`,
+-- `ceiling` and `floor` are a `feeds.page.Place`. There is always one row; where the page is empty its line is NULL.
 -- STABLE: all that it reads is of the snapshot of the statement that calls it, so count and lines belong together.
 --
 -- A function, because Postgres keeps a function's plans with the connection, whoever uses that next: behind PgBouncer too.
