@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -201,7 +202,7 @@ def test_a_running_up_is_found_through_its_state_folder(environment, monkeypatch
 def test_a_reader_who_leaves_early_ends_a_command_quietly(environment):
     run("usage", "org_a", "ai_usage", "1")
     run("drain")
-    command = f"{sys.executable} -m worker feed org_a | true"
+    command = f"{shlex.quote(sys.executable)} -m worker feed org_a | true"
 
     shown = subprocess.run(command, shell=True, cwd=CHECKOUT, env=dict(os.environ), capture_output=True, check=False)
 
