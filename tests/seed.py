@@ -8,10 +8,10 @@ import psycopg
 from uuid_utils.compat import uuid7
 
 from feeds.cached import writer
-from feeds.cached.link import Link
+from feeds.cached.worker_connection import Link
 from feeds.movement import USAGE_BORNE, Kind, Movement
 from feeds.page import count_feeds, feed_numbers
-from worker.chain import chain, show_draws, start_chain
+from worker.ledger.hash_chain import chain, show_draws, start_chain
 
 USAGE_KINDS = ("ai_usage", "tm_usage")
 FIRST_AT = datetime(2026, 6, 1, 10, tzinfo=UTC)

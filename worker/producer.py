@@ -11,9 +11,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from feeds.state import read_addresses
-from worker import streams
-from worker.broker import make_app, wake
+from worker.broker.app import make_app, wake
 from worker.events import USAGE_KINDS, Event, check_event
+from worker.intake import streams
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from feeds.schema import UnusableSetup
-from worker import broker, intake
-from worker.connections import database, ledger, show, streams
+from worker.broker import app as broker
+from worker.intake import batch as intake
+from worker.intake.streams import add_once, place
+from worker.intake.sweep import sweep as run_sweep
+from worker.process import database, ledger, show, streams
 from worker.settings import worker_settings
-from worker.streams import add_once, place
-from worker.sweep import sweep as run_sweep
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def sweep() -> None:
     bind=True,
     typing=False,
     ignore_result=True,
-    Request="worker.consumer:KeptRequest",
+    Request="worker.broker.consumer:KeptRequest",
     max_retries=5,
     default_retry_delay=1,  # Celery's own is three minutes
 )

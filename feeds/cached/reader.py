@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from uuid import UUID
 
-from feeds import tally
-from feeds.cached import proof
-from feeds.cached.gathered import Gathered
-from feeds.cached.proof import (
+from feeds import counters as tally
+from feeds.cached import format as proof
+from feeds.cached.format import (
     EPOCH_EVERY_S,
     EPOCH_WITHIN_S,
     LIFETIME_S,
@@ -25,8 +24,9 @@ from feeds.cached.proof import (
     Same,
     Server,
 )
+from feeds.cached.multiplexer import Gathered
+from feeds.cached.protocol import pack
 from feeds.cached.scripts import PUT, RANGE, Command, is_unknown_script
-from feeds.cached.wire import pack
 from feeds.page import Place
 from feeds.postgres import PostgresAway
 from feeds.store import Slice

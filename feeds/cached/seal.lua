@@ -1,6 +1,6 @@
 -- What the scripts that write share: it is set before each of them.
 
--- A count as the hash keeps it, bound to organisation and feed; feeds/cached/proof.py does the same.
+-- A count as the hash keeps it, bound to organisation and feed; feeds/cached/format.py does the same.
 local function seal(feed, count)
   local proof = redis.sha1hex(KEYS[1] .. ':' .. feed .. ':' .. count)
   return count .. ' ' .. string.sub(proof, 1, 8)

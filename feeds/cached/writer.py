@@ -12,10 +12,10 @@ import redis
 from psycopg import Connection
 from psycopg.rows import scalar_row
 
-from feeds.cached import proof
-from feeds.cached.link import Link
-from feeds.cached.proof import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Found, Miss, Missed
+from feeds.cached import format as proof
+from feeds.cached.format import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Found, Miss, Missed
 from feeds.cached.scripts import APPEND, Command
+from feeds.cached.worker_connection import Link
 from feeds.movement import Movement, render
 from feeds.queries import load_queries
 

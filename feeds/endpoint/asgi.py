@@ -18,19 +18,19 @@ from starlette.types import Receive, Scope, Send
 from feeds.cached.reader import CachedFeeds
 from feeds.cached.writer import SQL as CACHE_SQL
 from feeds.cursor import Seal
+from feeds.endpoint.answer_cache import Repeats
 from feeds.endpoint.errors import Failed, MethodNotAllowed, NotFound, Problem
 from feeds.endpoint.identity import Identities
-from feeds.endpoint.limit import Limits
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes
 from feeds.endpoint.openapi import describe
-from feeds.endpoint.repeats import Repeats
+from feeds.endpoint.rate_limit import Limits
 from feeds.endpoint.usage import GUARDS, Serving, show_problem, usage
-from feeds.feed import Feeds
-from feeds.flight import Flights
 from feeds.postgres import Postgres, PostgresAway
+from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
+from feeds.single_flight import Flights
 from feeds.store import Store
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from feeds.endpoint.errors import Forbidden, IdentityMissing, Problem
-from feeds.flight import Flights
 from feeds.keys import BILLING_READ, READING_ROLES, digest_of, is_well_formed
 from feeds.postgres import Postgres, PostgresAway, Row
 from feeds.queries import load_queries
+from feeds.single_flight import Flights
 
 SQL = load_queries(__file__)
 log = logging.getLogger(__name__)

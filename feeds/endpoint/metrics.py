@@ -12,11 +12,11 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from feeds import tally
-from feeds.cached.gathered import Gathered
-from feeds.cached.proof import FeedsAway, Miss
+from feeds import counters as tally
+from feeds.cached.format import FeedsAway, Miss
+from feeds.cached.multiplexer import Gathered
 from feeds.endpoint.errors import Problem
-from feeds.flight import Flights
+from feeds.single_flight import Flights
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_S = 1.0

@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from feeds import tally
-from feeds.cached.proof import Found, Missed, Same
+from feeds import counters as tally
+from feeds.cached.format import Found, Missed, Same
 from feeds.cursor import Seal
+from feeds.endpoint.answer_cache import Headers, Meaning, Page, Repeats, read_question
 from feeds.endpoint.errors import Failed, IdentityMissing, InvalidParameter, MethodNotAllowed, Problem
 from feeds.endpoint.identity import Grant, Identities
-from feeds.endpoint.limit import Limits
 from feeds.endpoint.listing import matches, show_listing, tag_listing
 from feeds.endpoint.query import read_ask
-from feeds.endpoint.repeats import Headers, Meaning, Page, Repeats, read_question
-from feeds.feed import Feeds, check_page, read
+from feeds.endpoint.rate_limit import Limits
 from feeds.postgres import PostgresAway
+from feeds.read_through import Feeds, check_page, read
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from feeds.keys import create_key
 from tests.acceptance.test_attack import ask, bearer, status_of
 from tests.integration.feed_ledger import PROGRAMS, own_server
 from tests.servers import CHECKOUT
-from worker.broker import make_app
+from worker.broker.app import make_app
 from worker.producer import Producer
 
 LINES = (CHECKOUT / "deploy/redis.acl").read_text().splitlines()

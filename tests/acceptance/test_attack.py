@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from feeds.keys import create_key, new_secret, revoke_key, set_member
 from tests.seed import MIXED, seed
 from worker.commands.serve import AT_ONCE, HEADERS_WITHIN_MS
+from worker.intake.streams import stream_of
 from worker.producer import Producer
-from worker.streams import stream_of
 
 PATH = b"/credits/usage"
 FOREIGN = "quiet_neighbour"

@@ -6,10 +6,10 @@ import psycopg
 import pytest
 import redis
 
-from worker.broker import make_app
+from worker.broker.app import make_app
+from worker.intake.streams import shard_of, stream_of
+from worker.intake.sweep import SWEPT
 from worker.producer import Producer
-from worker.streams import shard_of, stream_of
-from worker.sweep import SWEPT
 
 
 @pytest.fixture

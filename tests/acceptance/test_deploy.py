@@ -19,10 +19,10 @@ import redis
 
 from tests.conftest import OURS
 from tests.servers import CHECKOUT, Processes, wait_until
-from worker.broker import make_app
+from worker.broker.app import make_app
+from worker.intake.streams import AWAKE, shard_of, stream_of
 from worker.local.postgres import embedded_programs
 from worker.local.valkey import embedded_program, free_port
-from worker.streams import AWAKE, shard_of, stream_of
 
 DEPLOY = CHECKOUT / "deploy"
 SECRETS = {"POSTGRES_PASSWORD": "databasesecret", "VALKEY_PASSWORD": "valkeysecret"}

@@ -9,16 +9,17 @@ import psycopg
 import pytest
 from redis import Redis
 
-from worker.audit import audit_ledger
-from worker.broker import make_app
-from worker.streams import add, place, stream_of
+from worker.audit.ledger import audit_ledger
+from worker.broker.app import make_app
+from worker.intake.streams import add, place, stream_of
 
 ORGANISATIONS = 6
 
 DRAIN = """
 import sys
 from time import monotonic
-from worker import connections, intake
+from worker import process as connections
+from worker.intake import batch as intake
 with connections.database().connection() as connection:
     work = intake.Intake(connection, connections.streams(), connections.ledger(), lambda *_: None, lambda: None)
     until = monotonic() + float(sys.argv[1])
@@ -30,7 +31,7 @@ connections.database().close()
 KILLED_BY_U7 = (
     """
 import os, signal
-from worker import ledger
+from worker.ledger import write as ledger
 post = ledger.post
 def post_or_die(event, *rest):
     if getattr(event, "usage_ref", "") == "u7":

@@ -16,20 +16,20 @@ from uuid_utils.compat import uuid7
 
 from feeds.cached import writer
 from feeds.cached.reader import CachedFeeds
-from feeds.feed import Feeds, read
-from feeds.flight import Flights
 from feeds.movement import Kind
 from feeds.page import Filter, place_page
 from feeds.postgres import Postgres
+from feeds.read_through import Feeds, read
 from feeds.schema import check_ledger
+from feeds.single_flight import Flights
 from feeds.store import Store
 from tests.bench.ground import WORKER_PROCESSES, Ground
 from tests.servers import CHECKOUT
-from worker.entries import Entry
-from worker.ledger import post_entries
+from worker.intake.streams import shard_of, stream_of
+from worker.ledger.entries import Entry
+from worker.ledger.write import post_entries
 from worker.local.children import Process
 from worker.settings import WorkerSettings
-from worker.streams import shard_of, stream_of
 
 SHARDS = 8
 PLENTY = 10**12

@@ -4,7 +4,7 @@ import json
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from worker.streams import AWAKE, add, place
+from worker.intake.streams import AWAKE, add, place
 
 
 def usage(ref, org_id="org_a", **fields):

@@ -5,7 +5,7 @@ import pytest
 import redis
 
 from tests.acceptance.relay import Relay
-from worker.streams import stream_of
+from worker.intake.streams import stream_of
 
 
 class HalfOpenRelay(Relay):

@@ -15,8 +15,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.faults.traffic import Event, Traffic
-from worker import broker, streams
-from worker.intake import order_of
+from worker.broker import app as broker
+from worker.intake import streams
+from worker.intake.batch import order_of
 from worker.producer import Producer
 
 BATCH = 10

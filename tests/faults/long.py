@@ -23,7 +23,7 @@ from tests.faults.reckoning import reckon
 from tests.faults.stage import Stage, settled, stage
 from tests.faults.traffic import CELERY_ORGANISATIONS, STREAM_ORGANISATIONS, Traffic, celery_lists
 from tests.servers import CHECKOUT, wait_until
-from worker.streams import add, place, stream_of
+from worker.intake.streams import add, place, stream_of
 
 PROBE_ORGANISATIONS = [f"org_p{number}" for number in range(4)]
 KILLS = {"worker": 54, "pool process": 22, "beat": 6, "endpoint": 8, "postgres": 5, "valkey": 5}

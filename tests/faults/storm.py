@@ -20,7 +20,7 @@ from tests.faults.readers import Endpoint, Prober, Served
 from tests.faults.reckoning import quantile
 from tests.faults.stage import Stage, settled, stage
 from tests.faults.traffic import Traffic
-from worker.streams import place, queue
+from worker.intake.streams import place, queue
 
 CHUNK = 1000
 COUNT = "SELECT count(*) FROM movements WHERE kind = %s AND usage_ref LIKE 'storm%%'"

@@ -10,14 +10,15 @@ import pytest
 from feeds.keys import create_key
 from tests.faults.asks import read, send, usage
 from tests.faults.stage import pool_of
-from worker.audit import audit_ledger
-from worker.broker import make_app
+from worker.audit.ledger import audit_ledger
+from worker.broker.app import make_app
 from worker.producer import Producer
 
 DIES_AT = """
 import os, signal, sys
 from time import monotonic
-from worker import connections, intake
+from worker import process as connections
+from worker.intake import batch as intake
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tests.faults.asks import usage
-from worker.broker import make_app
+from worker.broker.app import make_app
 
 
 def push(client, body, task="events.post", content_type="application/json", **headers):

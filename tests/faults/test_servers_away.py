@@ -9,11 +9,11 @@ import redis
 from tests.acceptance.relay import Relay
 from tests.faults.asks import grant, send, usage
 from tests.servers import server_folder
-from worker.audit import audit_ledger
+from worker.audit.ledger import audit_ledger
+from worker.intake.streams import shard_of, stream_of
 from worker.local import children
 from worker.local.valkey import SIGNALS, start_valkey
 from worker.producer import Producer
-from worker.streams import shard_of, stream_of
 
 RESUMES_WITHIN_S = 5
 AWAY_S = 18

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.faults.asks import grant, send, usage
-from worker.audit import audit_ledger
-from worker.broker import DRAINS, make_app
+from worker.audit.ledger import audit_ledger
+from worker.broker.app import DRAINS, make_app
+from worker.intake.streams import place, queue
 from worker.producer import Producer
-from worker.streams import place, queue
 
 STALE_WAKES = 20_000
 ENDING = 2_000

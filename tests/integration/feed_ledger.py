@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from feeds.cached import proof
-from feeds.cached.link import Link
-from feeds.cached.proof import Found
+from feeds.cached import format as proof
+from feeds.cached.format import Found
 from feeds.cached.reader import CachedFeeds
+from feeds.cached.worker_connection import Link
 from feeds.movement import Kind, Movement, render
 from feeds.page import Place, feed_numbers, place_page
 from feeds.store import Slice

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from feeds.movement import Kind, show_time
 from tests.histories import organisation, terms
 from worker.events import EventRefused, check_event
-from worker.posting import post
+from worker.ledger.posting import post
 
 FILTERS = [(kind, usage_kind) for kind in (None, *Kind) for usage_kind in (None, "ai_usage", "tm_usage")]
 

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from feeds.cached.wire import Wire
+from feeds.cached.protocol import Wire
 from feeds.keys import create_key, new_secret, revoke_key
 from feeds.postgres import Postgres
 from tests.integration.endpoint_asks import PATH, headers_of

@@ -6,8 +6,9 @@ from uuid import uuid4
 import pytest
 import redis
 
-from feeds.cached import proof, writer
-from feeds.cached.proof import Found, Miss, Missed
+from feeds.cached import format as proof
+from feeds.cached import writer
+from feeds.cached.format import Found, Miss, Missed
 from feeds.movement import Kind
 from feeds.page import Place, place_page
 from tests.integration.feed_ledger import (

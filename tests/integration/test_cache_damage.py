@@ -3,8 +3,9 @@
 import pytest
 import redis
 
-from feeds.cached import proof, writer
-from feeds.cached.proof import Found, Miss, Missed
+from feeds.cached import format as proof
+from feeds.cached import writer
+from feeds.cached.format import Found, Miss, Missed
 from feeds.page import place_page
 from tests.integration.feed_ledger import (
     COUNT,

@@ -6,9 +6,10 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeds.cached import proof, writer
-from feeds.cached.link import Link
+from feeds.cached import format as proof
+from feeds.cached import writer
 from feeds.cached.reader import CachedFeeds
+from feeds.cached.worker_connection import Link
 from feeds.movement import Kind
 from tests.integration.feed_ledger import ORG, FeedLedger
 from tests.unit import cache_model as model

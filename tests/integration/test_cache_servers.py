@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from feeds.cached import writer
-from feeds.cached.proof import FeedsAway, Miss, Missed
+from feeds.cached.format import FeedsAway, Miss, Missed
 from feeds.page import place_page
 from tests.integration.feed_ledger import (
     FEED,

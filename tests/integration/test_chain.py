@@ -13,8 +13,8 @@ from feeds.movement import Kind, Movement
 from tests.integration.test_verify import HISTORY, post
 from tests.seed import MIXED, seed
 from worker.__main__ import cli
-from worker.audit import Line, audit_ledger
-from worker.chain import chain, content, start_chain
+from worker.audit.ledger import Line, audit_ledger
+from worker.ledger.hash_chain import chain, content, start_chain
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from feeds.cached.link import Link
+from feeds.cached.worker_connection import Link
 from feeds.cached.writer import give_up, read_epoch, show
 from feeds.keys import create_key
 from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 from starlette.testclient import TestClient
 
-from feeds.cached.link import Link
+from feeds.cached.worker_connection import Link
 from feeds.cached.writer import show
 from feeds.endpoint import app
 from feeds.keys import create_key
@@ -27,9 +27,9 @@ from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import PATH, headers_of
 from tests.integration.feed_world import FILTERS, Ledger, Shown
-from worker.intake import Intake, Outcome, lengths, take_batch
+from worker.intake.batch import Intake, Outcome, lengths, take_batch
+from worker.intake.streams import add, connect, place
 from worker.settings import WorkerSettings
-from worker.streams import add, connect, place
 
 STARTED_AT = datetime(2024, 1, 1, tzinfo=UTC)
 """Long before Redis's own clock, so that no default `occurred_at` depends on it."""

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from feeds.cached import gathered
-from feeds.cached.gathered import Gathered
-from feeds.cached.proof import FeedsAway, Found, Miss, Missed
+from feeds.cached import multiplexer as gathered
+from feeds.cached.format import FeedsAway, Found, Miss, Missed
+from feeds.cached.multiplexer import Gathered
+from feeds.cached.protocol import pack
 from feeds.cached.reader import CachedFeeds
-from feeds.cached.wire import pack
 from feeds.page import place_page
 from feeds.postgres import PostgresAway
 from tests.integration.feed_ledger import ORG, FeedLedger, own_server, until

@@ -9,8 +9,8 @@ import redis
 from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.command_line import run, run_json
+from worker.intake.sweep import SWEPT, sweep
 from worker.settings import worker_settings
-from worker.sweep import SWEPT, sweep
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from feeds.endpoint import identity
 from feeds.endpoint.errors import Forbidden, IdentityMissing
 from feeds.endpoint.identity import Identities
-from feeds.flight import Flights
 from feeds.keys import create_key, list_keys, new_secret, remove_member, revoke_key, set_member
 from feeds.postgres import Postgres, PostgresAway
+from feeds.single_flight import Flights
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.schema import check_ledger
-from worker import intake, suspects
-from worker.intake import Intake, Outcome, drain, drain_all, take_batch
+from worker.intake import batch as intake
+from worker.intake import poison as suspects
+from worker.intake.batch import Intake, Outcome, drain, drain_all, take_batch
+from worker.intake.poison import key_of
+from worker.intake.streams import AWAKE, add, add_once, connect, place, shard_of, stream_of
 from worker.settings import WorkerSettings
-from worker.streams import AWAKE, add, add_once, connect, place, shard_of, stream_of
-from worker.suspects import key_of
 
 
 class Work(Intake):

@@ -10,9 +10,9 @@ import pytest
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
-from worker import ledger as ledger_module
-from worker.entries import Entry
-from worker.ledger import post_entries
+from worker.ledger import write as ledger_module
+from worker.ledger.entries import Entry
+from worker.ledger.write import post_entries
 from worker.settings import WorkerSettings
 
 ids = count(1)

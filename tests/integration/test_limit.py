@@ -9,11 +9,11 @@ from uuid import uuid4
 import pytest
 import redis
 
-from feeds import tally
-from feeds.cached.gathered import Gathered
-from feeds.cached.wire import Wire
+from feeds import counters as tally
+from feeds.cached.multiplexer import Gathered
+from feeds.cached.protocol import Wire
 from feeds.endpoint.errors import RateLimited
-from feeds.endpoint.limit import Limits
+from feeds.endpoint.rate_limit import Limits
 from feeds.keys import create_key
 from tests.integration.command_line import run, run_json
 from tests.integration.endpoint_asks import PATH, assert_refused, headers_of

@@ -19,9 +19,9 @@ from tests.conftest import clear_settings
 from tests.integration.command_line import run
 from tests.integration.endpoint_asks import PATH, headers_of
 from tests.servers import CHECKOUT
-from worker import counts
-from worker import metrics as workers
-from worker.streams import shard_of, stream_of
+from worker.intake import counters as counts
+from worker.intake.streams import shard_of, stream_of
+from worker.metrics import scrape as workers
 
 
 @pytest.fixture(autouse=True)

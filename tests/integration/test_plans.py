@@ -7,7 +7,8 @@ import pytest
 
 from feeds.schema import check_ledger
 from tests.integration.test_ledger import entry, post_all
-from worker import ledger, sweep
+from worker.intake import sweep
+from worker.ledger import write as ledger
 from worker.settings import WorkerSettings
 
 

@@ -11,15 +11,15 @@ import pytest
 import redis
 
 from feeds.cached import writer
-from feeds.cached.link import Link
-from feeds.cached.proof import WINDOW
+from feeds.cached.format import WINDOW
 from feeds.cached.reader import CachedFeeds
+from feeds.cached.worker_connection import Link
 from feeds.endpoint.asgi import read_epoch
-from feeds.feed import Feeds, read
-from feeds.flight import Flights
 from feeds.movement import Kind
 from feeds.page import Filter, place_page
 from feeds.postgres import Postgres
+from feeds.read_through import Feeds, read
+from feeds.single_flight import Flights
 from feeds.store import Store
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import LINES, PATH

@@ -7,11 +7,11 @@ import pytest
 
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
-from worker import sweep as sweeping
-from worker.intake import Intake, drain_all
+from worker.intake import sweep as sweeping
+from worker.intake.batch import Intake, drain_all
+from worker.intake.streams import AWAKE, add, connect, place, shard_of, stream_of
+from worker.intake.sweep import HELPER_EXPIRES_S, SETTLES, UNANSWERED, sweep
 from worker.settings import WorkerSettings
-from worker.streams import AWAKE, add, connect, place, shard_of, stream_of
-from worker.sweep import HELPER_EXPIRES_S, SETTLES, UNANSWERED, sweep
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from feeds.schema import check_ledger
-from worker import audit as audit_module
-from worker.audit import (
+from worker.audit import ledger as audit_module
+from worker.audit.ledger import (
     EVERY_ORGANISATION,
     LARGEST_ID,
     RULES,
@@ -19,8 +19,8 @@ from worker.audit import (
     audit_streams,
     share_out,
 )
-from worker.entries import Entry
-from worker.ledger import post_entries
+from worker.ledger.entries import Entry
+from worker.ledger.write import post_entries
 from worker.settings import WorkerSettings
 
 ORG = "(SELECT org_no FROM organisations WHERE org_id = 'org_a')"

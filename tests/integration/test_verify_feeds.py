@@ -9,13 +9,14 @@ import psycopg
 import pytest
 import redis
 
-from feeds.cached import proof, writer
-from feeds.cached.link import Link
+from feeds.cached import format as proof
+from feeds.cached import writer
+from feeds.cached.worker_connection import Link
 from feeds.page import count_feeds, feed_number
 from tests.integration.command_line import run, run_json
 from tests.integration.warm_feeds import FEEDS, KINDS, LINES, NUMBERS, add, drain, warm
-from worker import feed_audit
-from worker.feed_audit import audit_feeds
+from worker.audit import feeds as feed_audit
+from worker.audit.feeds import audit_feeds
 from worker.settings import worker_settings
 
 

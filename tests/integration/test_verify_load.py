@@ -7,7 +7,7 @@ from contextlib import closing
 from threading import Event
 
 from feeds.cached import writer
-from feeds.cached.link import Link
+from feeds.cached.worker_connection import Link
 from tests.integration.command_line import run_json
 from tests.integration.warm_feeds import add, drain, read_all, warm
 

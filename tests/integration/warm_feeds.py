@@ -7,17 +7,17 @@ import psycopg
 
 from feeds.cached import writer
 from feeds.cached.reader import CachedFeeds
-from feeds.feed import Feeds, read
-from feeds.flight import Flights
 from feeds.page import count_feeds, filter_of, place_page
 from feeds.postgres import Postgres
+from feeds.read_through import Feeds, read
 from feeds.schema import check_ledger
+from feeds.single_flight import Flights
 from feeds.store import Store
-from worker.connections import show as show_in_feeds
-from worker.intake import Intake, drain_all
+from worker.intake.batch import Intake, drain_all
+from worker.intake.streams import connect
+from worker.process import show as show_in_feeds
 from worker.producer import Producer
 from worker.settings import worker_settings
-from worker.streams import connect
 
 KINDS = ("ai_usage", "tm_usage")
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}

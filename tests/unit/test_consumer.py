@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.consumer import LastingConsumer
+from worker.broker.consumer import LastingConsumer
 
 
 class Message:

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from feeds.flight import Flights
+from feeds.single_flight import Flights
 
 
 def test_all_who_come_before_a_question_begins_share_it():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typeid import TypeID
 
 from feeds.movement import Kind, Movement, render, show_id, show_time
-from worker.chain import show_instant
+from worker.ledger.hash_chain import show_instant
 
 
 @given(movement_id=st.uuids(version=4))

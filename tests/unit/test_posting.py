@@ -7,7 +7,7 @@ import pytest
 
 from tests.histories import HISTORIES, NAMES, organisation, show, terms
 from worker.events import EventRefused, parse_event
-from worker.posting import post
+from worker.ledger.posting import post
 
 
 @pytest.mark.parametrize("history", HISTORIES, ids=NAMES)

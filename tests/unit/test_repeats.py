@@ -6,10 +6,10 @@ from uuid import UUID
 
 import pytest
 
-from feeds.endpoint import repeats
+from feeds.endpoint import answer_cache as repeats
+from feeds.endpoint.answer_cache import Meaning, Page, Repeats, read_question
 from feeds.endpoint.identity import Grant
 from feeds.endpoint.listing import Ask
-from feeds.endpoint.repeats import Meaning, Page, Repeats, read_question
 from feeds.page import Filter
 
 ASK = Ask(Filter(), 20)

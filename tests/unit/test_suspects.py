@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.suspects import BATCH, Suspects, read_suspects
+from worker.intake.poison import BATCH, Suspects, read_suspects
 
 
 def run(killers, length):

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from feeds.cached import wire as wires
-from feeds.cached.proof import FeedsAway
-from feeds.cached.wire import Wire, pack
+from feeds.cached import protocol as wires
+from feeds.cached.format import FeedsAway
+from feeds.cached.protocol import Wire, pack
 
 GET = pack(("GET", "count"))
 

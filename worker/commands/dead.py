@@ -7,12 +7,12 @@ from typing import Any
 import click
 from psycopg import Connection
 
-from worker import dead_letters
 from worker.commands import Failed
 from worker.commands.arguments import INSTANT
 from worker.commands.output import count, json_option, show_document, show_facts, show_rows
 from worker.commands.servers import open_ledger
-from worker.dead_letters import DeadLetter
+from worker.ledger import dead_letters
+from worker.ledger.dead_letters import DeadLetter
 
 ids_argument = click.argument("dead_letter_ids", metavar="[ID]...", type=int, nargs=-1)
 
@@ -67,7 +67,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
     Doing it twice is harmless: every ref is posted once.
     """
     # Imported here: only a replay posts.
-    from worker.connections import show as show_in_feeds  # noqa: PLC0415
+    from worker.process import show as show_in_feeds  # noqa: PLC0415
 
     if bool(dead_letter_ids) == everything:
         raise click.UsageError("Give either IDs or --all.")

@@ -4,8 +4,8 @@ import click
 
 from worker.commands.output import count, json_option, show_document
 from worker.commands.servers import open_ledger, open_streams
-from worker.connections import show
-from worker.intake import Intake, drain_all
+from worker.intake.batch import Intake, drain_all
+from worker.process import show
 
 
 @click.command()

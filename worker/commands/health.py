@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import click
 from redis import Redis
 
-from feeds.cached.link import Link
-from feeds.cached.proof import FeedsAway
+from feeds.cached.format import FeedsAway
+from feeds.cached.worker_connection import Link
 from feeds.queries import load_queries
 from worker.commands.output import count, json_option, show_document, show_facts
 from worker.commands.servers import open_ledger, open_streams, require_redis
+from worker.intake.streams import stream_of
+from worker.intake.sweep import SWEPT
 from worker.settings import worker_settings
-from worker.streams import stream_of
-from worker.sweep import SWEPT
 
 SQL = load_queries(__file__)
 

@@ -18,9 +18,9 @@ from granian.server.embed import Server
 from feeds.endpoint import app, metrics
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
-from worker import metrics as workers
 from worker.commands import Stopped
 from worker.commands.servers import open_database
+from worker.metrics import scrape as workers
 
 BACKLOG = 1024
 AT_ONCE = 512

@@ -11,8 +11,8 @@ from redis import Redis
 from redis.connection import parse_url
 
 from feeds.schema import Ledger, UnusableSetup, check_ledger
+from worker.intake.streams import connect
 from worker.settings import worker_settings
-from worker.streams import connect
 
 CONNECT_S = 5
 

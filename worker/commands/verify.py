@@ -7,16 +7,16 @@ from typing import Any
 import click
 from psycopg import Connection
 
-from feeds.cached.link import Link
-from feeds.cached.proof import FeedsAway
+from feeds.cached.format import FeedsAway
+from feeds.cached.worker_connection import Link
 from feeds.schema import Ledger
-from worker.audit import Audit, Line, UnknownOrganisation, audit_ledger, audit_streams
+from worker.audit.feeds import FeedAudit, audit_feeds
+from worker.audit.ledger import Audit, Line, UnknownOrganisation, audit_ledger, audit_streams
 from worker.commands import Failed
 from worker.commands.arguments import HASH
 from worker.commands.output import count, json_option, show_document, show_rows
 from worker.commands.servers import open_database, open_ledger, open_streams, place_of_redis, require_redis
-from worker.counts import note_verified
-from worker.feed_audit import FeedAudit, audit_feeds
+from worker.intake.counters import note_verified
 from worker.settings import worker_settings
 
 

@@ -42,7 +42,7 @@ $$;
 -- The credit ledger. Its columns are ordered so that none needs padding.
 -- `kind` is the first letter of allot, consume, overflow, expire or revoke. (An enum's comparison is not leakproof:
 -- a view that guards rows could not use its index.) `draws` are `grant_no:credits`, separated by commas.
--- `hash` chains a line to those before it, as worker/chain.py says and worker/audit.sql checks.
+-- `hash` chains a line to those before it, as worker/ledger/hash_chain.py says and worker/audit/ledger.sql checks.
 CREATE TABLE movements (
     position bigint NOT NULL CHECK (position > 0),
     kind_ordinal bigint NOT NULL CHECK (kind_ordinal > 0),

@@ -11,8 +11,8 @@ from psycopg.rows import tuple_row
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger, SchemaAhead, UnusableSetup, read_ledger
+from worker.intake.streams import connect, stream_of
 from worker.settings import WorkerSettings
-from worker.streams import connect, stream_of
 
 SQL = load_queries(__file__)
 

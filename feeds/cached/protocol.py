@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import hiredis
 
-from feeds.cached.proof import FeedsAway
+from feeds.cached.format import FeedsAway
 from feeds.cached.scripts import Command
 
 Replies = list[object]

@@ -19,12 +19,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker import counts, suspects
-from worker.entries import Entry, Refusal, bury
 from worker.events import EventRefused
-from worker.ledger import Posted, post_entries
-from worker.streams import AWAKE, AWAKE_MS, stream_of
-from worker.suspects import Suspects, read_suspects
+from worker.intake import counters as counts
+from worker.intake import poison as suspects
+from worker.intake.poison import Suspects, read_suspects
+from worker.intake.streams import AWAKE, AWAKE_MS, stream_of
+from worker.ledger.entries import Entry, Refusal, bury
+from worker.ledger.write import Posted, post_entries
 
 SQL = load_queries(__file__)
 LOOK_AGAIN_S = 0.02

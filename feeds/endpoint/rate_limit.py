@@ -9,9 +9,9 @@ from collections import OrderedDict
 from pathlib import Path
 from uuid import UUID
 
-from feeds import tally
-from feeds.cached.gathered import Gathered
-from feeds.cached.proof import FeedsAway
+from feeds import counters as tally
+from feeds.cached.format import FeedsAway
+from feeds.cached.multiplexer import Gathered
 from feeds.cached.scripts import load_script
 from feeds.endpoint.errors import RateLimited
 

@@ -14,11 +14,11 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.arrays import as_arrays, show_array, show_columns, show_grants, show_line, show_organisations
-from worker.chain import chain, start_chain
-from worker.entries import Entry, Refusal, bury
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
-from worker.posting import Grant, Organisation, Terms, post
+from worker.ledger.arrays import as_arrays, show_array, show_columns, show_grants, show_line, show_organisations
+from worker.ledger.entries import Entry, Refusal, bury
+from worker.ledger.hash_chain import chain, start_chain
+from worker.ledger.posting import Grant, Organisation, Terms, post
 
 SQL = load_queries(__file__)
 

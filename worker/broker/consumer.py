@@ -16,9 +16,9 @@ from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from redis.exceptions import RedisError
 
-from worker.connections import streams
 from worker.events import EVENT_BYTES
-from worker.streams import add_once
+from worker.intake.streams import add_once
+from worker.process import streams
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ def make_app(broker_url: str) -> Celery:
         task_reject_on_worker_lost=True,
         task_retry_on_worker_lost=True,
         # What no task can take is kept as a dead letter. The worker alone imports it.
-        worker_consumer="worker.consumer:LastingConsumer",
+        worker_consumer="worker.broker.consumer:LastingConsumer",
         task_time_limit=60,
         task_soft_time_limit=45,
         worker_prefetch_multiplier=1,  # no hoarding

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from feeds.cached.writer import Shown
-from worker.ledger import Posted
+from worker.ledger.write import Posted
 
 COUNTS = "events:counts"
 TYPE = re.compile(rb'"type"\s*:\s*"(usage|grant|revoke|settle)"')

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import hiredis
 from redis.connection import parse_url
 
-from feeds.cached.proof import FeedsAway, Server, read_server
+from feeds.cached.format import FeedsAway, Server, read_server
+from feeds.cached.protocol import Replies, Wire
 from feeds.cached.scripts import Command, Script, is_unknown_script
-from feeds.cached.wire import Replies, Wire
 
 REPLY_WITHIN_S = 0.1
 CONNECT_WITHIN_S = 1.0

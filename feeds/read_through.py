@@ -4,12 +4,12 @@ import asyncio
 from typing import NamedTuple
 from uuid import UUID
 
-from feeds import tally
-from feeds.cached.proof import Found, Miss, Missed
+from feeds import counters as tally
+from feeds.cached.format import Found, Miss, Missed
 from feeds.cached.reader import CachedFeeds, Check
-from feeds.flight import Flights
 from feeds.page import Filter, Place, cut, feed_number
 from feeds.postgres import PostgresAway
+from feeds.single_flight import Flights
 from feeds.store import Slice, Store, read_newest, read_place, read_slice
 
 NEVER = UUID(int=0)

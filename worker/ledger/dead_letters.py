@@ -9,10 +9,10 @@ from psycopg.rows import class_row, scalar_row
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.entries import Entry
 from worker.events import EventRefused, EventTooLarge
-from worker.intake import Show
-from worker.ledger import post_entries
+from worker.intake.batch import Show
+from worker.ledger.entries import Entry
+from worker.ledger.write import post_entries
 
 SQL = load_queries(__file__)
 

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from redis import Redis
 
 from feeds.queries import load_queries
-from worker.streams import stream_of
+from worker.intake.streams import stream_of
 
 SQL = load_queries(__file__)
 

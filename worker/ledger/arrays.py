@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from feeds.movement import Movement
 from feeds.schema import Ledger
-from worker.chain import show_draws, show_instant
-from worker.posting import Grant, Organisation
+from worker.ledger.hash_chain import show_draws, show_instant
+from worker.ledger.posting import Grant, Organisation
 
 NULL = "NULL"
 LINE_COLUMNS = (

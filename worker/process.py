@@ -12,12 +12,12 @@ import psycopg
 from psycopg import Connection
 from redis import Redis
 
-from feeds.cached.link import Link
+from feeds.cached.worker_connection import Link
 from feeds.cached.writer import show as cache_feeds
 from feeds.schema import Ledger, UnusableSetup, check_ledger
-from worker import counts
-from worker import streams as event_streams
-from worker.ledger import Posted
+from worker.intake import counters as counts
+from worker.intake import streams as event_streams
+from worker.ledger.write import Posted
 from worker.settings import worker_settings
 
 CONNECT_TIMEOUT_S = 5

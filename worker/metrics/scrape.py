@@ -15,11 +15,11 @@ from redis.exceptions import RedisError
 
 from feeds.endpoint.metrics import Memory, show_redis
 from feeds.queries import load_queries
-from worker.counts import COUNTS, VERIFIED, read_counts
 from worker.events import EventRefused
+from worker.intake.counters import COUNTS, VERIFIED, read_counts
+from worker.intake.streams import connect, stream_of
+from worker.intake.sweep import SWEPT
 from worker.settings import worker_settings
-from worker.streams import connect, stream_of
-from worker.sweep import SWEPT
 
 SQL = load_queries(__file__)
 

@@ -16,8 +16,8 @@ from redis import Redis
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.intake import ENOUGH, order_of
-from worker.streams import AWAKE, add, shard_of, stream_of
+from worker.intake.batch import ENOUGH, order_of
+from worker.intake.streams import AWAKE, add, shard_of, stream_of
 
 SQL = load_queries(__file__)
 

@@ -12,13 +12,13 @@ from uuid import UUID
 from psycopg import Connection
 
 from feeds import store
-from feeds.cached import proof
-from feeds.cached.link import Link
-from feeds.cached.proof import WINDOW, FeedsAway, Found, Missed
+from feeds.cached import format as proof
+from feeds.cached.format import WINDOW, FeedsAway, Found, Missed
+from feeds.cached.worker_connection import Link
 from feeds.cached.writer import look, read_epoch
 from feeds.page import Place, count_feeds, filter_of
 from feeds.queries import load_queries
-from worker.audit import Finding
+from worker.audit.ledger import Finding
 
 SQL = load_queries(__file__)
 

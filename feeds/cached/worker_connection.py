@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feeds.cached.proof import FeedsAway, Server, read_server
+from feeds.cached.format import FeedsAway, Server, read_server
 from feeds.cached.scripts import Command, Script
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ ORDER BY 1;
 
 -- name: find_misplaced
 -- Every line against the line before it: positions and the ordinals of kinds without gaps, in the same order; times
--- that never decrease; hashes as worker/chain.py chains them. The first of each. (One pass over sorted lines for all
+-- that never decrease; hashes as worker/ledger/hash_chain.py chains them. The first of each. (One pass over sorted lines for all
 -- four: the sorting is half of its time.)
 SELECT DISTINCT ON (org_no, rule) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
