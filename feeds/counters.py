@@ -11,7 +11,7 @@ answers = Counter[str]()
 hits = Counter[str]()
 """Which pages were proven true: `process`, kept here and checked by their count; `redis`, made of cached lines."""
 misses = Counter[str]()
-"""Why the cache could not answer, by `feeds.cached.format.Miss`."""
+"""Why the cache could not answer, by `feeds.cached.format.MissReason`."""
 refills = Counter[str]()
 """What came of a refill: `put`; `refused`, as something newer may have come; `away`."""
 limits = Counter[str]()

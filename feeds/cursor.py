@@ -39,7 +39,7 @@ class BadCursor(ValueError):  # noqa: N818 -- the reader's mistake, by its name
     """Not a cursor, or one of another organisation. Start again from a page."""
 
 
-class Seal(NamedTuple):
+class Signer(NamedTuple):
     """What signs the cursors and tags of one ledger. `usage_numbers` as in `feeds.schema.Ledger`."""
 
     secret: bytes
@@ -57,7 +57,7 @@ def place_cursor(cursor: Cursor, limit: int) -> Place:
     return Place(limit, floor=cursor.ordinal, ceiling=min(cursor.ordinal + limit, cursor.ceiling))
 
 
-def write_cursor(seal: Seal, org_id: str, feed: Filter, cursor: Cursor) -> str:
+def write_cursor(seal: Signer, org_id: str, feed: Filter, cursor: Cursor) -> str:
     """Return a cursor as a reader gets it: 48 characters of URL-safe base64, signed for organisation and feed."""
     kind = KINDS.index(feed.kind) + 1 if feed.kind else 0
     usage = seal.usage_numbers[feed.usage_kind] + 1 if feed.usage_kind else 0
@@ -65,7 +65,7 @@ def write_cursor(seal: Seal, org_id: str, feed: Filter, cursor: Cursor) -> str:
     return urlsafe_b64encode(fields + sign(seal, org_id, fields)).decode()
 
 
-def read_cursor(seal: Seal, org_id: str, text: str) -> tuple[Filter, Cursor]:
+def read_cursor(seal: Signer, org_id: str, text: str) -> tuple[Filter, Cursor]:
     """Return the feed that a cursor was made for, and its place there. Raises `BadCursor`."""
     if len(text) != CURSOR_CHARS:
         raise BadCursor
@@ -83,6 +83,6 @@ def read_cursor(seal: Seal, org_id: str, text: str) -> tuple[Filter, Cursor]:
     return feed, Cursor(Direction(direction), ordinal, ceiling)
 
 
-def sign(seal: Seal, org_id: str, fields: bytes) -> bytes:
+def sign(seal: Signer, org_id: str, fields: bytes) -> bytes:
     """Return the signature of a cursor's fields for one organisation."""
     return seal.sign(b"cursor 2", org_id.encode() + b"\0" + fields, TAG_BYTES)

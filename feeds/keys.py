@@ -72,7 +72,7 @@ def digest_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def show_key_id(key_id: UUID) -> str:
+def format_key_id(key_id: UUID) -> str:
     """Return a key's TypeID: `key_` and 26 characters."""
     return str(TypeID.from_uuid(key_id, "key"))  # type: ignore[arg-type]  # it asks for uuid_utils' own class
 

@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 KIND_OF_LETTER = {kind.letter: kind for kind in Kind}
-USAGE_BORNE = frozenset({Kind.CONSUME, Kind.OVERFLOW})
+USAGE_CAUSED = frozenset({Kind.CONSUME, Kind.OVERFLOW})
 """The kinds that a usage causes: these alone have a usage kind."""
 
 
@@ -63,23 +63,23 @@ def render(movement: Movement) -> bytes:
     """
     usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
     return (
-        f'{HEAD}{show_id(movement.id)}",'
+        f'{HEAD}{format_id(movement.id)}",'
         f'"kind":"{movement.kind}","credits":{movement.credits},{usage_kind}'
-        f'"usage_ref":"{movement.usage_ref}","created_at":"{show_time(movement.created_at)}"}}'
+        f'"usage_ref":"{movement.usage_ref}","created_at":"{format_time(movement.created_at)}"}}'
     ).encode()
 
 
-def show_id(movement_id: AnyUUID) -> str:
+def format_id(movement_id: AnyUUID) -> str:
     """Return the TypeID of a movement: `cent_` and 26 characters."""
     return f"cent_{base32.encode(movement_id.bytes)}"
 
 
-def show_time(instant: datetime) -> str:
+def format_time(instant: datetime) -> str:
     """Return an RFC 3339 time in UTC with `Z`, microseconds only where they are not zero."""
-    return show_utc(instant.astimezone(UTC))
+    return format_utc(instant.astimezone(UTC))
 
 
 @lru_cache(maxsize=64)  # the lines of a batch share their time
-def show_utc(instant: datetime, digits: str = "auto") -> str:
+def format_utc(instant: datetime, digits: str = "auto") -> str:
     """Return a time that is in UTC: of another zone, the 2:30 before summer ends equals the 2:30 after it."""
     return instant.replace(tzinfo=None).isoformat(timespec=digits) + "Z"

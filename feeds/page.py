@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from feeds.movement import USAGE_BORNE, Kind
+from feeds.movement import USAGE_CAUSED, Kind
 
 KINDS = tuple(Kind)
 EVERYTHING = 0
@@ -28,7 +28,7 @@ def feed_number(kind: Kind | None, usage_number: int | None) -> int | None:
         return KINDS.index(kind) + 1 if kind else EVERYTHING
     if kind is None:
         return 6 + 3 * usage_number
-    if kind not in USAGE_BORNE:
+    if kind not in USAGE_CAUSED:
         return None
     return 7 + 3 * usage_number + (kind is Kind.OVERFLOW)
 
@@ -91,7 +91,7 @@ def count_pages(count: int, limit: int) -> int:
     return -(-count // limit)
 
 
-def number_of(span: Span, count: int, limit: int) -> int:
+def page_number(span: Span, count: int, limit: int) -> int:
     """Return the number of the page on which a span's first line stands; the one past the end if it has none."""
     if span.newest == 0:
         return count_pages(count, limit) + 1

@@ -5,11 +5,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 from feeds import counters as tally
-from feeds.cached.format import Found, Miss, Missed
-from feeds.cached.reader import CachedFeeds, Check
+from feeds.cached.format import Hit, Miss, MissReason
+from feeds.cached.reader import CachedFeeds, Revalidation
 from feeds.page import Filter, Place, cut, feed_number
 from feeds.postgres import PostgresAway
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 from feeds.store import Slice, Store, read_newest, read_place, read_slice
 
 NEVER = UUID(int=0)
@@ -22,11 +22,11 @@ class Feeds(NamedTuple):
     """What pages are read from."""
 
     store: Store
-    flights: Flights
+    single_flight: SingleFlight
     cache: CachedFeeds
 
 
-async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Found | Missed | None = None) -> Slice:
+async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hit | Miss | None = None) -> Slice:
     """Return the lines at a place of an organisation's feed as they are now.
 
     From the cache in one round trip, else from Postgres; `answer` is what the cache has just said, if it was asked.
@@ -38,7 +38,7 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Fo
         return Slice(NEVER, 0, 0, [])
     if answer is None:
         answer = await feeds.cache.page(org_id, number, place)
-    if isinstance(answer, Found):
+    if isinstance(answer, Hit):
         tally.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
         return Slice(epoch, answer.total, cut(place, answer.total).newest, answer.entries)
@@ -56,7 +56,7 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Fo
 
 def check_page(  # noqa: PLR0913, PLR0917 -- what was asked, and the moment of the answer
     feeds: Feeds, org_id: str, feed: Filter, place: Place, epoch: UUID, total: int
-) -> Check | None:
+) -> Revalidation | None:
     """Return the question whether a page is still true; None while the cache cannot answer it."""
     number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
     if number is None or epoch != feeds.cache.epoch:
@@ -65,14 +65,14 @@ def check_page(  # noqa: PLR0913, PLR0917 -- what was asked, and the moment of t
 
 
 async def read_ledger(  # noqa: PLR0913, PLR0917 -- what was asked, and what the cache said
-    feeds: Feeds, org_id: str, feed: Filter, number: int, place: Place, missed: Missed
+    feeds: Feeds, org_id: str, feed: Filter, number: int, place: Place, missed: Miss
 ) -> Slice:
     """Return the lines by Postgres, read once for all who wait for them; the newest go into the cache."""
-    store, share = feeds.store, feeds.flights.share
-    if missed.reason is Miss.AWAY:
+    store, share = feeds.store, feeds.single_flight.share
+    if missed.reason is MissReason.AWAY:
         return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
     epoch = feeds.cache.epoch
-    if missed.reason is Miss.BEYOND and missed.total is not None and epoch is not None:
+    if missed.reason is MissReason.BEYOND and missed.total is not None and epoch is not None:
         newest = Slice(epoch, missed.total, missed.total, [])  # the count of the newer pages, for this one too
     else:
         newest = await share((org_id, number), lambda: fill(feeds, org_id, feed, number))
@@ -91,6 +91,6 @@ async def fill(feeds: Feeds, org_id: str, feed: Filter, number: int) -> Slice:
     """Return the newest lines of a feed that the cache lacks, and put them there; another may just have done so."""
     window, epoch = feeds.cache.window, feeds.cache.epoch
     answer = await feeds.cache.page(org_id, number, Place(window))
-    if isinstance(answer, Found) and epoch is not None:
+    if isinstance(answer, Hit) and epoch is not None:
         return Slice(epoch, answer.total, answer.total, answer.entries)
     return await feeds.cache.refill(org_id, number, lambda: read_newest(feeds.store, org_id, feed, window))

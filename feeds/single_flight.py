@@ -1,4 +1,4 @@
-"""How do all who want the same answer at once share one question?"""
+"""How do concurrent callers that want the same answer share one call?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -7,36 +7,39 @@ from typing import Any, TypeVar
 Answer = TypeVar("Answer")
 
 
-class Flights:
-    """Questions under way, one at a time for each key.
+class SingleFlight:
+    """Calls under way, one at a time for each key.
 
-    An answer is never older than the wish for it: who comes while a question is under way shares the next.
+    Callers never get an answer that was requested before they arrived; latecomers share the next call.
     """
 
     def __init__(self) -> None:
-        self._begun: dict[Hashable, asyncio.Task[Any]] = {}
+        self._running: dict[Hashable, asyncio.Task[Any]] = {}
         self._next: dict[Hashable, asyncio.Task[Any]] = {}
 
-    async def share(self, key: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return what `ask` returns, asked once for all who came before it began, or raise what it raises."""
-        flight: asyncio.Task[Answer] | None = self._next.get(key)
-        if flight is None:
-            flight = self._next[key] = asyncio.create_task(self._fly(key, ask))
-            flight.add_done_callback(look_at)
-        return await asyncio.shield(flight)
+    async def run(self, key: Hashable, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return what `call` returns, or raise what it raises.
 
-    async def _fly(self, key: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        if before := self._begun.get(key):
-            await asyncio.wait({before})
-        this = self._begun[key] = self._next.pop(key)
+        `call` runs once for all callers of this key that arrived before it began.
+        """
+        task: asyncio.Task[Answer] | None = self._next.get(key)
+        if task is None:
+            task = self._next[key] = asyncio.create_task(self._run_after_previous(key, call))
+            task.add_done_callback(retrieve_exception)
+        return await asyncio.shield(task)
+
+    async def _run_after_previous(self, key: Hashable, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        if previous := self._running.get(key):
+            await asyncio.wait({previous})
+        this = self._running[key] = self._next.pop(key)
         try:
-            return await ask()
+            return await call()
         finally:
-            if self._begun.get(key) is this:
-                del self._begun[key]
+            if self._running.get(key) is this:
+                del self._running[key]
 
 
-def look_at(flight: asyncio.Task[Any]) -> None:
-    """Look at a flight's end, so that one which nobody awaits any more is not reported as a mistake."""
-    if not flight.cancelled():
-        flight.exception()
+def retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve a task's exception, so that asyncio does not log it as never retrieved when all callers have left."""
+    if not task.cancelled():
+        task.exception()

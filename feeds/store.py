@@ -83,10 +83,10 @@ def gather(place: Place, rows: list[Row]) -> Slice:
     span = cut(place, total)
     if [line[0] for line in lines] != list(range(span.newest, span.below, -1)):
         raise TornLedger(f"ordinals {span.below + 1} to {span.newest} are not all there, each once")
-    return Slice(epoch, total, span.newest, [render_line(line) for line in lines])
+    return Slice(epoch, total, span.newest, [render_row(line) for line in lines])
 
 
-def render_line(line: Row) -> bytes:
+def render_row(line: Row) -> bytes:
     """Return the JSON of one row's line."""
     _, movement_id, kind, credit, usage_kind, usage_ref, created_at = line
     return render(Movement(movement_id, KIND_OF_LETTER[kind], credit, usage_kind, usage_ref, created_at, {}))

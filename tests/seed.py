@@ -8,10 +8,10 @@ import psycopg
 from uuid_utils.compat import uuid7
 
 from feeds.cached import writer
-from feeds.cached.worker_connection import Link
-from feeds.movement import USAGE_BORNE, Kind, Movement
+from feeds.cached.worker_connection import WorkerConnection
+from feeds.movement import USAGE_CAUSED, Kind, Movement
 from feeds.page import count_feeds, feed_numbers
-from worker.ledger.hash_chain import chain, show_draws, start_chain
+from worker.ledger.hash_chain import chain, format_draws, start_chain
 
 USAGE_KINDS = ("ai_usage", "tm_usage")
 FIRST_AT = datetime(2026, 6, 1, 10, tzinfo=UTC)
@@ -34,7 +34,7 @@ MIXED = (ALLOT, CONSUME_AI, CONSUME_TM, OVERFLOW_AI, CONSUME_AI, EXPIRE, CONSUME
 
 def seed_shown(connection: psycopg.Connection[Any], redis_url: str, org_id: str, lines: Sequence[Line]) -> None:
     """Append these lines, and have the cached feeds show them, as a worker that has run for a while does."""
-    link = Link(redis_url)
+    link = WorkerConnection(redis_url)
     link.know(writer.read_epoch(connection), since=float("-inf"))
     try:
         writer.show(link, connection, {org_id: seed(connection, org_id, lines)})
@@ -87,7 +87,7 @@ def make(line: Line, ordinals: dict[int, int]) -> Movement:
 def row(org_no: int, movement: Movement, usage_number: int | None, line_hash: bytes) -> tuple[Any, ...]:
     """Return a row of `movements`, its columns in the table's order."""
     ordinals: list[int | None] = list(movement.ordinals.values())
-    assert (usage_number is not None) == (movement.kind in USAGE_BORNE)
+    assert (usage_number is not None) == (movement.kind in USAGE_CAUSED)
     facts = (
         movement.credits,
         movement.created_at,
@@ -97,6 +97,6 @@ def row(org_no: int, movement: Movement, usage_number: int | None, line_hash: by
         movement.kind.letter,
         movement.usage_ref,
         line_hash,
-        show_draws(movement.draws) or None,
+        format_draws(movement.draws) or None,
     )
     return (*ordinals, *[None] * (4 - len(ordinals)), *facts)

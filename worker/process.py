@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 from redis import Redis
 
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import show as cache_feeds
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.intake import counters as counts
@@ -71,17 +71,17 @@ def streams() -> Redis:
 
 
 @cache
-def feeds_link() -> Link:
+def feeds_connection() -> WorkerConnection:
     """Return the connection to the feeds' Redis: for one thread of this process."""
-    link = Link(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
+    link = WorkerConnection(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
     link.know(ledger().epoch, since=ledger().read_at)
     return link
 
 
 def show(connection: Connection[Any], posted: Posted, repeated: bool) -> None:  # noqa: FBT001
     """Put what was committed into the cached feeds; drop those of a batch that had been posted before."""
-    shown = cache_feeds(feeds_link(), connection, posted.movements, posted.org_ids if repeated else ())
-    counts.note_shown(shown)
+    shown = cache_feeds(feeds_connection(), connection, posted.movements, posted.org_ids if repeated else ())
+    counts.note_published(shown)
 
 
 @cache

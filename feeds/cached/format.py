@@ -42,7 +42,7 @@ class FeedsAway(Exception):  # noqa: N818 -- a state, not a mistake
     """The feeds' Redis cannot be used now: no answer in time, no master, or another server than before."""
 
 
-class Miss(StrEnum):
+class MissReason(StrEnum):
     """Why the cache could not answer."""
 
     AWAY = "away"  # no server, a replica, or one that is too slow
@@ -54,24 +54,24 @@ class Miss(StrEnum):
     OLDER = "older"  # this process has served a newer page
 
 
-class Found(NamedTuple):
+class Hit(NamedTuple):
     """A proven slice: the feed's count as `total`, and the JSON of the entries, newest first."""
 
     total: int
     entries: list[bytes]
 
 
-class Same:
+class Unchanged:
     """The feed's count is the one that the reader knows, so his page is still true."""
 
 
-SAME = Same()
+UNCHANGED = Unchanged()
 
 
-class Missed(NamedTuple):
+class Miss(NamedTuple):
     """No slice. `total` is the feed's cached count where that is proven (`beyond`, `short`)."""
 
-    reason: Miss
+    reason: MissReason
     total: int | None = None
 
 
@@ -104,15 +104,15 @@ def seal_count(key: bytes, feed: int, count: int) -> bytes:
     return b"%d %s" % (count, proof[:8].encode())
 
 
-def read_count(key: bytes, feed: int, sealed: object) -> int | Missed:
+def read_count(key: bytes, feed: int, sealed: object) -> int | Miss:
     """Return a feed's count, or why there is none."""
     if sealed is None:
-        return Missed(Miss.COLD)
+        return Miss(MissReason.COLD)
     if isinstance(sealed, bytes):
         digits = sealed.partition(b" ")[0]
         if digits.isdigit() and len(digits) < 19 and seal_count(key, feed, int(digits)) == sealed:
             return int(digits)
-    return Missed(Miss.CORRUPT)
+    return Miss(MissReason.CORRUPT)
 
 
 def seed(key: bytes) -> int:
@@ -130,35 +130,35 @@ def seal_json(start: int, json: bytes) -> bytes:
 
 def prove(  # noqa: PLR0913 -- what Redis gave, and what was asked
     key: bytes, feed: int, sealed: object, entries: object, place: Place, *, window: int = WINDOW
-) -> Found | Missed:
+) -> Hit | Miss:
     """Prove what Redis gave for a place: the feed's sealed count, and entries, oldest first."""
     total = read_count(key, feed, sealed)
-    if isinstance(total, Missed):
+    if isinstance(total, Miss):
         return total
     span = cut(place, total)
     wanted = span.newest - span.below
     if not isinstance(entries, list):
-        return Missed(Miss.CORRUPT)
+        return Miss(MissReason.CORRUPT)
     if len(entries) > wanted:
-        return Missed(Miss.TORN)
+        return Miss(MissReason.TORN)
     if len(entries) < wanted:
-        return Missed(Miss.BEYOND if total - span.below > window else Miss.SHORT, total)
+        return Miss(MissReason.BEYOND if total - span.below > window else MissReason.SHORT, total)
     return prove_entries(key, total, entries, span.newest)
 
 
-def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int) -> Found | Missed:
+def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int) -> Hit | Miss:
     """Prove entries, oldest first, of which the last should have the ordinal `newest`."""
     if len(entries) > newest:
-        return Missed(Miss.TORN)
+        return Miss(MissReason.TORN)
     start = seed(key)
     found = []
     for ordinal, entry in zip(range(newest, 0, -1), reversed(entries), strict=False):
         head, _, tail = entry.rpartition(b" ")
         json = HEAD_BYTES + tail
         if head != b"%d %08x" % (ordinal, crc32(json, start)):
-            return Missed(Miss.TORN if is_whole(head, json, start) else Miss.CORRUPT)
+            return Miss(MissReason.TORN if is_whole(head, json, start) else MissReason.CORRUPT)
         found.append(json)
-    return Found(total, found)
+    return Hit(total, found)
 
 
 def is_whole(head: bytes, json: bytes, start: int) -> bool:

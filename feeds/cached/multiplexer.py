@@ -9,7 +9,7 @@ import hiredis
 from redis.connection import parse_url
 
 from feeds.cached.format import FeedsAway, Server, read_server
-from feeds.cached.protocol import Replies, Wire
+from feeds.cached.protocol import RedisProtocol, Replies
 from feeds.cached.scripts import Command, Script, is_unknown_script
 
 REPLY_WITHIN_S = 0.1
@@ -19,7 +19,7 @@ LOOK_EVERY_S = 1.0
 BACK_OFF_S = (0.01, 0.05, 0.2, 0.5, 1.0)
 
 
-class Gathered:
+class Multiplexer:
     """One connection to Redis that gathers the requests of a process into pipelines.
 
     `server` is the master at its other end, None while there is none. A request that is not answered within
@@ -36,7 +36,7 @@ class Gathered:
         self.target = parse_url(url)  # type: ignore[no-untyped-call]
         self.before_use = before_use
         self.reply_within_s = reply_within_s
-        self.wire: Wire | None = None
+        self.wire: RedisProtocol | None = None
         self.known: Server | None = None
         self.last_error = "not yet connected"
         self.task: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class Gathered:
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
             failures += 1
 
-    async def connect(self) -> Wire:
+    async def connect(self) -> RedisProtocol:
         """Make a connection that is ready for use."""
         async with asyncio.timeout(CONNECT_WITHIN_S):
             wire = await self.open()
@@ -137,12 +137,12 @@ class Gathered:
         self.wire, self.known = wire, server
         return wire
 
-    async def open(self) -> Wire:
+    async def open(self) -> RedisProtocol:
         """Connect to where the URL leads."""
         loop = asyncio.get_running_loop()
 
-        def make() -> Wire:
-            return Wire(self.reply_within_s)
+        def make() -> RedisProtocol:
+            return RedisProtocol(self.reply_within_s)
 
         target = self.target
         if "path" in target:
@@ -153,7 +153,7 @@ class Gathered:
         _, wire = await loop.create_connection(make, host, port, ssl=tls)
         return wire
 
-    async def greet(self, wire: Wire) -> None:
+    async def greet(self, wire: RedisProtocol) -> None:
         """Say who we are, and which database we mean."""
         commands: list[Command] = []
         if password := self.target.get("password"):
@@ -164,7 +164,7 @@ class Gathered:
         if commands:
             raise_error(await wire.send(commands, atomic=False))
 
-    async def look(self, wire: Wire) -> Server:
+    async def look(self, wire: RedisProtocol) -> Server:
         """Ask the server who it is; a replica is none of ours."""
         replies = await wire.send([("INFO", "server"), ("INFO", "replication")], atomic=False)
         raise_error(replies)
@@ -173,7 +173,7 @@ class Gathered:
             raise FeedsAway("not a master")
         return server
 
-    async def watch(self, wire: Wire) -> str:
+    async def watch(self, wire: RedisProtocol) -> str:
         """Look at the server again and again, until the connection is lost; returns why it was."""
         try:
             while not wire.lost.done():

@@ -41,7 +41,7 @@ class Shared(asyncio.Future[Replies]):
         return False
 
 
-class Wire(asyncio.Protocol):
+class RedisProtocol(asyncio.Protocol):
     """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts all off."""
 
     def __init__(self, reply_within_s: float) -> None:

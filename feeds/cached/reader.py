@@ -15,16 +15,16 @@ from feeds.cached.format import (
     EPOCH_EVERY_S,
     EPOCH_WITHIN_S,
     LIFETIME_S,
-    SAME,
+    UNCHANGED,
     WINDOW,
     FeedsAway,
-    Found,
+    Hit,
     Miss,
-    Missed,
-    Same,
+    MissReason,
     Server,
+    Unchanged,
 )
-from feeds.cached.multiplexer import Gathered
+from feeds.cached.multiplexer import Multiplexer
 from feeds.cached.protocol import pack
 from feeds.cached.scripts import PUT, RANGE, Command, is_unknown_script
 from feeds.page import Place
@@ -59,7 +59,7 @@ class Stamped(NamedTuple):
     stamp: str | None
 
 
-class Check(NamedTuple):
+class Revalidation(NamedTuple):
     """The question whether a page is still true, made once and sent often: by the count at which it was made.
 
     `sealed`: that count as the hash keeps it; `packed`: the whole command.
@@ -86,7 +86,7 @@ class CachedFeeds:
     """
 
     def __init__(self, url: str, read_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
-        self.gathered = Gathered(url, self.learn_epoch)
+        self.multiplexer = Multiplexer(url, self.learn_epoch)
         self.read_epoch = read_epoch
         self.window = window
         self.epoch: UUID | None = None
@@ -97,7 +97,7 @@ class CachedFeeds:
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self.gathered.start()
+        await self.multiplexer.start()
         self.task = asyncio.create_task(self.keep_epoch())
         return self
 
@@ -108,63 +108,63 @@ class CachedFeeds:
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
-        await self.gathered.close()
+        await self.multiplexer.close()
 
-    async def page(self, org_id: str, feed: int, place: Place) -> Found | Missed:
+    async def page(self, org_id: str, feed: int, place: Place) -> Hit | Miss:
         """Return what the cache proves to stand at a place of a feed, in one round trip."""
         key, stamped = self.key(org_id), self.stamped
         if key is None:
-            return Missed(Miss.AWAY)
+            return Miss(MissReason.AWAY)
         try:
             sealed, entries = await self.fetch(key, feed, place)
         except FeedsAway:
-            return Missed(Miss.AWAY)
+            return Miss(MissReason.AWAY)
         if stamped is not self.stamp():  # a total of another epoch would pass for one of this
-            return Missed(Miss.AWAY)
+            return Miss(MissReason.AWAY)
         return self.unless_older(org_id, feed, proof.prove(key, feed, sealed, entries, place, window=self.window))
 
     async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
         """Return a feed's sealed count and the entries at a place, oldest first."""
         keys = [key, proof.list_key(key, feed)]
         if place.skip >= self.window:  # the window holds none of it
-            (sealed,) = await self.gathered.ask([("HGET", key, feed)], atomic=False)
+            (sealed,) = await self.multiplexer.ask([("HGET", key, feed)], atomic=False)
             return sealed, []
         if place == Place(place.limit, place.skip):
             last = -(place.skip + 1)
             commands: list[Command] = [("HGET", key, feed), ("LRANGE", keys[1], last - place.limit + 1, last)]
-            sealed, entries = await self.gathered.block(commands)
+            sealed, entries = await self.multiplexer.block(commands)
             return sealed, entries
-        return split(await self.gathered.run(RANGE, keys, [feed, *place, b""]))
+        return split(await self.multiplexer.run(RANGE, keys, [feed, *place, b""]))
 
-    def check(self, org_id: str, feed: int, place: Place, total: int) -> Check | None:
+    def check(self, org_id: str, feed: int, place: Place, total: int) -> Revalidation | None:
         """Return the question whether a page made at this count is still true; None while there is no server."""
         key = self.key(org_id)
         if key is None:
             return None
         sealed = proof.seal_count(key, feed, total)
         command = ("EVALSHA", RANGE.digest, 2, key, proof.list_key(key, feed), feed, *place, sealed)
-        return Check(self.stamped, key, feed, place, total, sealed, pack(command))
+        return Revalidation(self.stamped, key, feed, place, total, sealed, pack(command))
 
-    def is_current(self, check: Check) -> bool:
+    def is_current(self, check: Revalidation) -> bool:
         """Tell whether a check is of the epoch and the server that the next command goes to."""
         return check.stamped is self.stamp()
 
-    async def look_again(self, org_id: str, check: Check) -> Found | Same | Missed:
-        """Return `Same` where a page is still true, else what stands in its place: in one round trip.
+    async def revalidate(self, org_id: str, check: Revalidation) -> Hit | Unchanged | Miss:
+        """Return `Unchanged` where a page is still true, else what stands in its place: in one round trip.
 
         The check must be current.
         """
         try:
-            [reply] = await self.gathered.share(check.packed)
+            [reply] = await self.multiplexer.share(check.packed)
             if is_unknown_script(reply):
                 keys = [check.key, proof.list_key(check.key, check.feed)]
-                reply = await self.gathered.run(RANGE, keys, [check.feed, *check.place, check.sealed])
+                reply = await self.multiplexer.run(RANGE, keys, [check.feed, *check.place, check.sealed])
         except FeedsAway:
-            return Missed(Miss.AWAY)
+            return Miss(MissReason.AWAY)
         if not self.is_current(check):
-            return Missed(Miss.AWAY)
+            return Miss(MissReason.AWAY)
         if isinstance(reply, list) and reply[0] == check.sealed:
-            return Missed(Miss.OLDER) if self.is_older(org_id, check.feed, check.total) else SAME
+            return Miss(MissReason.OLDER) if self.is_older(org_id, check.feed, check.total) else UNCHANGED
         proven = proof.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
         return self.unless_older(org_id, check.feed, proven)
 
@@ -198,10 +198,10 @@ class CachedFeeds:
                 ("HGET", key, feed),
             ]
             try:
-                *_, gen, sealed = await self.gathered.block(commands)
-                if isinstance(gen, bytes) and proof.read_count(key, feed, sealed) != Missed(Miss.CORRUPT):
+                *_, gen, sealed = await self.multiplexer.block(commands)
+                if isinstance(gen, bytes) and proof.read_count(key, feed, sealed) != Miss(MissReason.CORRUPT):
                     return Fence(epoch, key, gen)
-                await self.gathered.ask([("UNLINK", key)], atomic=False)
+                await self.multiplexer.ask([("UNLINK", key)], atomic=False)
             except FeedsAway:
                 return None
         return None
@@ -216,7 +216,7 @@ class CachedFeeds:
         lines = [b"%d %s" % (first + i, proof.seal_json(start, json)) for i, json in enumerate(entries)]
         keys = [fence.key, proof.list_key(fence.key, feed)]
         try:
-            reply = await self.gathered.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
+            reply = await self.multiplexer.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
         except FeedsAway:
             tally.refills["away"] += 1
             return True
@@ -230,16 +230,16 @@ class CachedFeeds:
 
     def stamp(self) -> Stamped:
         """Return what all keys carry now: the same object for as long as it is true."""
-        server = self.gathered.server
+        server = self.multiplexer.server
         if self.stamped.epoch is not self.epoch or self.stamped.server is not server:
             stamp = None if self.epoch is None or server is None else proof.stamp(self.epoch, server)
             self.stamped = Stamped(self.epoch, server, stamp)
         return self.stamped
 
-    def unless_older(self, org_id: str, feed: int, answer: Found | Missed) -> Found | Missed:
+    def unless_older(self, org_id: str, feed: int, answer: Hit | Miss) -> Hit | Miss:
         """Return an answer, unless this process has served a newer one."""
         older = answer.total is not None and self.is_older(org_id, feed, answer.total)
-        return Missed(Miss.OLDER) if older else answer
+        return Miss(MissReason.OLDER) if older else answer
 
     def is_older(self, org_id: str, feed: int, total: int) -> bool:
         """Tell whether this process has served a newer total of a feed; note this one if not."""

@@ -22,7 +22,7 @@ CONNECT_WITHIN_S = 0.5
 ANSWER_WITHIN_S = 0.5
 
 
-class Link:
+class WorkerConnection:
     """The connection to the feeds' Redis. For one thread of one process: make it after a fork."""
 
     def __init__(self, url: str) -> None:

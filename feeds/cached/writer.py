@@ -13,9 +13,9 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds.cached import format as proof
-from feeds.cached.format import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Found, Miss, Missed
+from feeds.cached.format import EPOCH_EVERY_S, EPOCH_WITHIN_S, WINDOW, FeedsAway, Hit, Miss, MissReason
 from feeds.cached.scripts import APPEND, Command
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.movement import Movement, render
 from feeds.queries import load_queries
 
@@ -30,7 +30,7 @@ and asked again. Less than the second after which another drain takes a batch th
 that of a dead one."""
 
 
-class Shown(NamedTuple):
+class Published(NamedTuple):
     """What came of showing a batch. `epoch_renewed`: the feeds were given up instead."""
 
     appended: int = 0
@@ -40,11 +40,11 @@ class Shown(NamedTuple):
 
 
 def show(
-    link: Link,
+    link: WorkerConnection,
     connection: Connection[tuple[object, ...]],
     posted: Mapping[str, Sequence[Movement]],
     repeated: Collection[str] = (),
-) -> Shown:
+) -> Published:
     """Make the cached feeds show a batch. To be called after its commit, outside of any transaction.
 
     `posted`: each organisation's new movements in order of position; `repeated`: organisations with an event that
@@ -52,7 +52,7 @@ def show(
     returns every read shows the batch, so its entries may be deleted.
     """
     if not posted and not repeated:
-        return Shown()
+        return Published()
     # The epoch as it was after the commit: whoever reads under a later one sees the batch in Postgres.
     epoch = read_epoch(connection)
     link.know(epoch, time.monotonic())
@@ -65,7 +65,7 @@ def show(
             link.away_since = link.away_since or now
             if now - link.away_since > PATIENCE_S:
                 give_up(connection, epoch)
-                return Shown(epoch_renewed=True)
+                return Published(epoch_renewed=True)
             time.sleep(RETRY_EVERY_S)
         else:
             link.away_since = None
@@ -73,7 +73,7 @@ def show(
             return shown._replace(dropped=dropped)
 
 
-def wait_for_readers(link: Link) -> None:
+def wait_for_readers(link: WorkerConnection) -> None:
     """Wait, where somebody may just have begun a new epoch, until every reader knows: the old feeds lack this batch."""
     time.sleep(max(0.0, link.epoch_since + EPOCH_KNOWN_S - time.monotonic()))
 
@@ -98,21 +98,23 @@ def give_up(connection: Connection[tuple[object, ...]], epoch: UUID) -> None:
     time.sleep(EPOCH_KNOWN_S)
 
 
-def append(link: Link, epoch: UUID, posted: Mapping[str, Sequence[Movement]], window: int = WINDOW) -> Shown:
+def append(
+    link: WorkerConnection, epoch: UUID, posted: Mapping[str, Sequence[Movement]], window: int = WINDOW
+) -> Published:
     """Append movements, in order of position, to those feeds that somebody reads."""
     if not posted:
-        return Shown()
+        return Published()
     stamped = proof.stamp(epoch, link.server())
     keys = {org_id: proof.hash_key(stamped, org_id) for org_id in posted}
     exist = link.ask([("EXISTS", key) for key in keys.values()])
     warm = [org_id for org_id, exists in zip(keys, exist, strict=True) if exists]
     if not warm:
-        return Shown()
+        return Published()
     replies = link.run(APPEND, [arguments(keys[org_id], posted[org_id], window) for org_id in warm])
     # Redis is full, or something else stands where a feed should: better none than an old one.
     refused = [org_id for org_id, reply in zip(warm, replies, strict=True) if isinstance(reply, redis.RedisError)]
     drop(link, epoch, refused)
-    return Shown(appended=len(warm) - len(refused), refused=len(refused))
+    return Published(appended=len(warm) - len(refused), refused=len(refused))
 
 
 def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[list[bytes], list[str | bytes | int]]:
@@ -137,7 +139,7 @@ def arguments(key: bytes, movements: Sequence[Movement], window: int) -> tuple[l
     return keys, [*values, *(proof.seal_json(start, render(movements[place])) for place in used)]
 
 
-def drop(link: Link, epoch: UUID, org_ids: Collection[str]) -> int:
+def drop(link: WorkerConnection, epoch: UUID, org_ids: Collection[str]) -> int:
     """Unlink all cached feeds of organisations; returns how many organisations had any."""
     if not org_ids:
         return 0
@@ -151,7 +153,7 @@ def drop(link: Link, epoch: UUID, org_ids: Collection[str]) -> int:
     return sum(bool(reply) for reply in replies)
 
 
-def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[int, Found | Missed]:
+def look(link: WorkerConnection, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[int, Hit | Miss]:
     """Return what is cached of an organisation's feeds at one moment: all of their entries, newest first.
 
     Feeds without a count are left out. A list may be shorter than the window.
@@ -164,14 +166,14 @@ def look(link: Link, epoch: UUID, org_id: str, feeds: Collection[int]) -> dict[i
     if not isinstance(answer, list):
         raise FeedsAway(str(answer))
     counts, *entries = answer
-    looked: dict[int, Found | Missed] = {}
+    looked: dict[int, Hit | Miss] = {}
     for feed, sealed, listed in zip(asked, counts, entries, strict=True):
         total = proof.read_count(key, feed, sealed)
         if isinstance(total, int) and not isinstance(listed, list):
-            looked[feed] = Missed(Miss.CORRUPT)
+            looked[feed] = Miss(MissReason.CORRUPT)
         elif isinstance(total, int):
             looked[feed] = proof.prove_entries(key, total, listed, total)
-        elif total.reason is not Miss.COLD:
+        elif total.reason is not MissReason.COLD:
             looked[feed] = total
     return looked
 

@@ -17,20 +17,20 @@ from starlette.types import Receive, Scope, Send
 
 from feeds.cached.reader import CachedFeeds
 from feeds.cached.writer import SQL as CACHE_SQL
-from feeds.cursor import Seal
-from feeds.endpoint.answer_cache import Repeats
-from feeds.endpoint.errors import Failed, MethodNotAllowed, NotFound, Problem
+from feeds.cursor import Signer
+from feeds.endpoint.answer_cache import AnswerCache
+from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem
 from feeds.endpoint.identity import Identities
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes
 from feeds.endpoint.openapi import describe
-from feeds.endpoint.rate_limit import Limits
-from feeds.endpoint.usage import GUARDS, Serving, show_problem, usage
+from feeds.endpoint.rate_limit import RateLimiter
+from feeds.endpoint.usage import GUARDS, Services, problem_answer, usage
 from feeds.postgres import Postgres, PostgresAway
 from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
 from feeds.schema import Ledger, UnusableSetup, check_ledger, check_version
 from feeds.settings import ReaderSettings, reader_settings
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 from feeds.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,18 +64,18 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
     """Read the settings, check the ledger, and hold what answers are made from."""
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
-    postgres, flights = Postgres(settings.reader_database_url), Flights()
+    postgres, single_flight = Postgres(settings.reader_database_url), SingleFlight()
     epochs = Postgres(settings.reader_database_url, at_once=1)  # never waits behind pages
-    identities = Identities(postgres, flights)
+    identities = Identities(postgres, single_flight)
     noting = asyncio.create_task(keep_noting(identities))
     try:
         async with CachedFeeds(settings.feeds_redis_url, partial(read_epoch, epochs)) as cache:
-            feeds = Feeds(Store(postgres, ledger.usage_numbers), flights, cache)
-            seal = Seal(ledger.cursor_secret, ledger.usage_numbers)
+            feeds = Feeds(Store(postgres, ledger.usage_numbers), single_flight, cache)
+            seal = Signer(ledger.cursor_secret, ledger.usage_numbers)
             yield {
-                "serving": Serving(seal, feeds, identities, Repeats(), Limits(cache.gathered)),
+                "serving": Services(seal, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer)),
                 "postgres": postgres,
-                "scrapes": Scrapes(cache.gathered),
+                "scrapes": Scrapes(cache.multiplexer),
                 "openapi": describe(ledger.usage_kinds),
             }
     finally:
@@ -102,7 +102,7 @@ async def keep_noting(identities: Identities) -> None:
 
 async def livez(_request: Request) -> Response:
     """Say that the process answers."""
-    return show_document({"status": "alive"})
+    return json_response({"status": "alive"})
 
 
 async def readyz(request: Request) -> Response:
@@ -111,23 +111,23 @@ async def readyz(request: Request) -> Response:
     While Postgres is away the schema is taken to be as it last was; only known keys are served then.
     """
     cache: CachedFeeds = request.state.serving.feeds.cache
-    away = [] if cache.epoch is not None and cache.gathered.server is not None else ["redis"]
+    away = [] if cache.epoch is not None and cache.multiplexer.server is not None else ["redis"]
     try:
         [row] = await request.state.postgres.fetch(SCHEMA_SQL["read_version"], {})
         check_version(row[0])
     except PostgresAway:
         away.insert(0, "postgres")
     except UnusableSetup as unusable:
-        return show_document({"status": "unready", "reason": str(unusable)}, 503)
+        return json_response({"status": "unready", "reason": str(unusable)}, 503)
     if len(away) == 2:
         reason = "neither Postgres nor the feeds' Redis gave an answer"
-        return show_document({"status": "unready", "reason": reason, "away": away}, 503)
-    return show_document({"status": "ready", "away": away} if away else {"status": "ready"})
+        return json_response({"status": "unready", "reason": reason, "away": away}, 503)
+    return json_response({"status": "ready", "away": away} if away else {"status": "ready"})
 
 
 async def openapi(request: Request) -> Response:
     """Return the description of this interface."""
-    return show_document(request.state.openapi)
+    return json_response(request.state.openapi)
 
 
 async def metrics(request: Request) -> Response:
@@ -137,7 +137,7 @@ async def metrics(request: Request) -> Response:
     return answer
 
 
-def show_document(document: Any, status: int = 200) -> Response:
+def json_response(document: Any, status: int = 200) -> Response:
     """Return an answer of JSON."""
     answer = JSONResponse(document, status)
     answer.raw_headers += GUARDS
@@ -148,7 +148,7 @@ def refuse_with(problem: type[Problem]) -> Any:
     """Return a handler that gives Starlette's own refusals our envelope."""
 
     async def refuse(_request: Request, _error: Exception) -> Response:
-        status, headers, body, _ = show_problem(problem())
+        status, headers, body, _ = problem_answer(problem())
         answer = Response(body, status)
         answer.raw_headers = headers
         return answer
@@ -166,7 +166,7 @@ around = Starlette(
     exception_handlers={
         404: refuse_with(NotFound),
         405: refuse_with(MethodNotAllowed),
-        500: refuse_with(Failed),
+        500: refuse_with(InternalError),
     },
     lifespan=live,
 )

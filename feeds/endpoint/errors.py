@@ -12,7 +12,7 @@ class Problem(Exception):  # noqa: N818 -- most of these are the reader's, none 
 
     status = 500
     code = "credit.usage.failed"
-    message = "Failed to list credit activity"
+    message = "InternalError to list credit activity"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, message: str = "", *, fields: Mapping[str, str] | None = None) -> None:
@@ -28,7 +28,7 @@ class Problem(Exception):  # noqa: N818 -- most of these are the reader's, none 
         ).encode()
 
 
-class Failed(Problem):
+class InternalError(Problem):
     """Nothing was wrong with the question. Ask again later."""
 
 

@@ -14,7 +14,7 @@ from feeds.endpoint.errors import Forbidden, IdentityMissing, Problem
 from feeds.keys import BILLING_READ, READING_ROLES, digest_of, is_well_formed
 from feeds.postgres import Postgres, PostgresAway, Row
 from feeds.queries import load_queries
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 
 SQL = load_queries(__file__)
 log = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ NO_ORG = ""
 Kept = TypeVar("Kept")
 
 
-class Asker(NamedTuple):
+class Caller(NamedTuple):
     """A key, and the organisation that its request names: None for none."""
 
     digest: bytes
     named_org_id: str | None
 
 
-class Grant(NamedTuple):
+class Access(NamedTuple):
     """What Postgres said of an asker who may read; `org_id` is None for a person who named no organisation.
 
     Times are `time.monotonic`, but for `expires_at`. `rate`: how many requests a second the key may make, if there is
@@ -60,7 +60,7 @@ class Grant(NamedTuple):
     ask_after: float
 
 
-class Refusal(NamedTuple):
+class Denial(NamedTuple):
     """What Postgres said of an asker who may not read."""
 
     problem: type[Problem]
@@ -70,33 +70,33 @@ class Refusal(NamedTuple):
 class Identities:
     """What this process remembers of askers. Each memory is bounded; the eldest goes first."""
 
-    def __init__(self, postgres: Postgres, flights: Flights) -> None:
+    def __init__(self, postgres: Postgres, single_flight: SingleFlight) -> None:
         self._postgres = postgres
-        self._flights = flights
-        self._granted: dict[Asker, Grant] = {}
-        self._refused: dict[Asker, Refusal] = {}
+        self._single_flight = single_flight
+        self._accesses: dict[Caller, Access] = {}
+        self._denials: dict[Caller, Denial] = {}
         self._used = set[UUID]()
 
-    async def identify(self, secret: str, named_org_id: str | None) -> Grant:
+    async def identify(self, secret: str, named_org_id: str | None) -> Access:
         """Return the organisation whose lines a key may read, None in it for a good personal key that named none.
 
         Raises `IdentityMissing`, `Forbidden`, or `PostgresAway` where nothing is remembered.
         """
         if named_org_id is not None and not ORG_ID.fullmatch(named_org_id):
             named_org_id = NO_ORG
-        asker = Asker(digest_of(secret), named_org_id)
-        grant = self._granted.get(asker)
+        asker = Caller(digest_of(secret), named_org_id)
+        access = self._accesses.get(asker)
         now = time.monotonic()
-        if grant is None or now >= grant.ask_after:
+        if access is None or now >= access.ask_after:
             if not is_well_formed(secret):
                 raise IdentityMissing
-            refusal = self._refused.get(asker)
-            if refusal is not None and now < refusal.ask_after:
-                raise refusal.problem
-            grant = await self._ask_or_recall(asker)
-        if grant.expires_at is not None and grant.expires_at <= datetime.now(UTC):
+            denial = self._denials.get(asker)
+            if denial is not None and now < denial.ask_after:
+                raise denial.problem
+            access = await self._ask_or_recall(asker)
+        if access.expires_at is not None and access.expires_at <= datetime.now(UTC):
             raise IdentityMissing
-        return grant
+        return access
 
     async def note_uses(self) -> None:
         """Write down which keys were used. Costs nothing where none is due; lost where Postgres is away."""
@@ -108,35 +108,35 @@ class Identities:
         except PostgresAway as away:
             log.warning("the last use of %d keys was not noted: %s", len(used), away)
 
-    async def _ask_or_recall(self, asker: Asker) -> Grant:
+    async def _ask_or_recall(self, asker: Caller) -> Access:
         try:
             async with asyncio.timeout(ASK_S):
-                return await self._flights.share(asker, lambda: self._ask(asker))
+                return await self._single_flight.run(asker, lambda: self._ask(asker))
         except (PostgresAway, TimeoutError) as error:
-            grant = self._granted.get(asker)
+            access = self._accesses.get(asker)
             now = time.monotonic()
-            if grant is None or now - grant.answered_at > KEPT_S:
+            if access is None or now - access.answered_at > KEPT_S:
                 raise PostgresAway("nothing is remembered of this key") from error
-            ask_after = min(now + RETRY_S, grant.answered_at + KEPT_S)
-            kept = self._granted[asker] = grant._replace(ask_after=ask_after)
+            ask_after = min(now + RETRY_S, access.answered_at + KEPT_S)
+            kept = self._accesses[asker] = access._replace(ask_after=ask_after)
             return kept
 
-    async def _ask(self, asker: Asker) -> Grant:
+    async def _ask(self, asker: Caller) -> Access:
         asked_at = time.monotonic()
         rows = await self._postgres.fetch(SQL["find_identity"], {"digest": asker.digest, "org_id": asker.named_org_id})
-        self._granted.pop(asker, None)
+        self._accesses.pop(asker, None)
         try:
             org_id = self._judge(asker, rows)
         except Problem as problem:
-            remember(self._refused, asker, Refusal(type(problem), time.monotonic() + REFUSED_FRESH_S), REFUSED_MAX)
+            remember(self._denials, asker, Denial(type(problem), time.monotonic() + REFUSED_FRESH_S), REFUSED_MAX)
             raise
-        self._refused.pop(asker, None)
+        self._denials.pop(asker, None)
         _, key_id, _, _, expires_at, *_, rate = rows[0]
-        grant = Grant(org_id, key_id, rate, expires_at, asked_at, asked_at + FRESH_S)
-        remember(self._granted, asker, grant, KNOWN_MAX)
-        return grant
+        access = Access(org_id, key_id, rate, expires_at, asked_at, asked_at + FRESH_S)
+        remember(self._accesses, asker, access, KNOWN_MAX)
+        return access
 
-    def _judge(self, asker: Asker, rows: list[Row]) -> str | None:
+    def _judge(self, asker: Caller, rows: list[Row]) -> str | None:
         if not rows or not hmac.compare_digest(rows[0][0], asker.digest):
             raise IdentityMissing
         _, key_id, org_id, permissions, _, has_ended, role, is_use_due, _ = rows[0]
@@ -161,7 +161,7 @@ def judge(named_org_id: str | None, keys_org_id: str | None, permissions: list[s
     return keys_org_id or named_org_id
 
 
-def remember(memory: MutableMapping[Asker, Kept], asker: Asker, kept: Kept, at_most: int) -> None:
+def remember(memory: MutableMapping[Caller, Kept], asker: Caller, kept: Kept, at_most: int) -> None:
     """Keep what is known of an asker, as the youngest; the eldest makes room."""
     memory.pop(asker, None)
     while len(memory) >= at_most:

@@ -13,15 +13,15 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from feeds import counters as tally
-from feeds.cached.format import FeedsAway, Miss
-from feeds.cached.multiplexer import Gathered
+from feeds.cached.format import FeedsAway, MissReason
+from feeds.cached.multiplexer import Multiplexer
 from feeds.endpoint.errors import Problem
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_S = 1.0
 """For how long a scrape is given to all who ask: they need no key, and must not cost more than this."""
-UNPROVEN = (Miss.TORN, Miss.CORRUPT)
+UNPROVEN = (MissReason.TORN, MissReason.CORRUPT)
 
 sources: list[Callable[[], Iterable[Metric]]] = []
 """What else is measured at a scrape, in a thread; none may raise, or take longer than a few seconds."""
@@ -34,7 +34,7 @@ class Memory(NamedTuple):
     limit: int
 
 
-class Families:
+class ScrapeResult:
     """What one scrape has found."""
 
     def __init__(self, found: Iterable[Metric]) -> None:
@@ -48,27 +48,27 @@ class Families:
 class Scrapes:
     """Answers scrapes. All who come at once, or within a second, share one."""
 
-    def __init__(self, gathered: Gathered) -> None:
-        self._gathered = gathered
-        self._flights = Flights()
+    def __init__(self, multiplexer: Multiplexer) -> None:
+        self._multiplexer = multiplexer
+        self._single_flight = SingleFlight()
         self._last = b""
         self._fresh_until = 0.0
 
     async def read(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         if time.monotonic() >= self._fresh_until:
-            await self._flights.share("scrape", self._scrape)
+            await self._single_flight.run("scrape", self._scrape)
         return self._last
 
     async def _scrape(self) -> None:
         if time.monotonic() < self._fresh_until:
             return  # who came during the last one is given the last one
-        memory = await read_memory(self._gathered)
-        found = [*read_tally(), *show_redis("feeds", memory)]
+        memory = await read_memory(self._multiplexer)
+        found = [*read_tally(), *redis_metrics("feeds", memory)]
         found += await asyncio.to_thread(measure)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(Families(merge(found)))
+        registry.register(ScrapeResult(merge(found)))
         self._last = generate_latest(registry)
         self._fresh_until = time.monotonic() + FRESH_S
 
@@ -78,10 +78,10 @@ def measure() -> list[Metric]:
     return [family for source in sources for family in source()]
 
 
-async def read_memory(gathered: Gathered) -> Memory | None:
+async def read_memory(multiplexer: Multiplexer) -> Memory | None:
     """Return the memory of the feeds' Redis, None where it gives no answer."""
     try:
-        [info] = await gathered.ask([("INFO", "memory")], atomic=False)
+        [info] = await multiplexer.ask([("INFO", "memory")], atomic=False)
     except FeedsAway:
         return None
     if not isinstance(info, bytes):
@@ -95,7 +95,7 @@ def read_tally() -> Iterator[Metric]:
     codes = ["page", "unchanged", *sorted(problem.code for problem in Problem.__subclasses__())]
     yield count("answers", "Answers to requests for a page, by the error's code", "code", tally.answers, codes)
     yield count("cache_hits", "Pages proven true", "held_by", tally.hits, ["process", "redis"])
-    yield count("cache_misses", "Why the cache could not answer", "reason", tally.misses, list(Miss))
+    yield count("cache_misses", "Why the cache could not answer", "reason", tally.misses, list(MissReason))
     unproven = {str(reason): tally.misses[reason] for reason in UNPROVEN}
     yield count("cache_failed_proofs", "Cached lines that did not prove themselves", "reason", unproven, UNPROVEN)
     yield count("refills", "Feeds put into the cache", "outcome", tally.refills, ["put", "refused", "away"])
@@ -110,7 +110,7 @@ def count(name: str, promise: str, label: str, counted: Mapping[str, int], known
     return family
 
 
-def show_redis(role: str, memory: Memory | None) -> Iterator[Metric]:
+def redis_metrics(role: str, memory: Memory | None) -> Iterator[Metric]:
     """Yield whether a Redis answers, and its memory against its limit."""
     up = GaugeMetricFamily("usage_feeds_server_up", "Whether a server gave an answer", labels=["server"])
     up.add_metric([f"redis_{role}"], memory is not None)

@@ -154,7 +154,7 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
             "401": describe_refusals(errors.IdentityMissing),
             "403": describe_refusals(errors.Forbidden),
             "429": describe_rate_limited(),
-            "500": describe_refusals(errors.Failed),
+            "500": describe_refusals(errors.InternalError),
         },
     }
 

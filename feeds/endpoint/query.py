@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
-from feeds.cursor import BadCursor, Cursor, Seal, read_cursor
+from feeds.cursor import BadCursor, Cursor, Signer, read_cursor
 from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter
-from feeds.endpoint.listing import Ask
+from feeds.endpoint.page_body import PageRequest
 from feeds.movement import Kind
 from feeds.page import Filter
 
@@ -15,13 +15,13 @@ LIMIT_MAX = 100
 LIMIT_DEFAULT = 20
 INTEGER = re.compile("[1-9][0-9]{0,9}")
 KINDS_BY_NAME = {kind.value: kind for kind in Kind}
-FIRST_PAGE = Ask(Filter(), LIMIT_DEFAULT)
+FIRST_PAGE = PageRequest(Filter(), LIMIT_DEFAULT)
 
 Values = dict[str, list[str]]
 """What was given for each parameter that we know, without empty values."""
 
 
-def read_ask(query_string: bytes, seal: Seal, org_id: str) -> Ask:
+def parse_query(query_string: bytes, seal: Signer, org_id: str) -> PageRequest:
     """Return what a query string asks for. Raises the first of `InvalidFilter`, `InvalidPage`, `InvalidParameter`.
 
     An empty value is an absent one, but its name must be a known one all the same.
@@ -49,7 +49,7 @@ def split_query(query: str) -> Iterable[tuple[str, str]]:
     return [(name, value) for name, _, value in (part.partition("=") for part in query.split("&") if part)]
 
 
-def read_filter(values: Values, seal: Seal) -> Filter:
+def read_filter(values: Values, seal: Signer) -> Filter:
     """Return the feed that the filters name."""
     kind, usage_kind = values["kind"], values["usage_kind"]
     if len(kind) > 1 or (kind and kind[0] not in KINDS_BY_NAME):
@@ -59,21 +59,21 @@ def read_filter(values: Values, seal: Seal) -> Filter:
     return Filter(KINDS_BY_NAME[kind[0]] if kind else None, usage_kind[0] if usage_kind else None)
 
 
-def read_paging(values: Values, feed: Filter, seal: Seal, org_id: str) -> Ask:
+def read_paging(values: Values, feed: Filter, seal: Signer, org_id: str) -> PageRequest:
     """Return which page of the feed is asked for."""
     page = read_integer(values, "page", PAGE_MAX, 1)
     limit = read_integer(values, "limit", LIMIT_MAX, LIMIT_DEFAULT)
     if not values["cursor"]:
-        return Ask(feed, limit, page)
+        return PageRequest(feed, limit, page)
     if len(values["cursor"]) > 1 or values["page"]:
         raise InvalidPage(fields={"cursor": "once, and in place of page"})
     cursors_feed, cursor = open_cursor(values["cursor"][0], seal, org_id)
     if any(given and given != kept for given, kept in zip(feed, cursors_feed, strict=True)):
         raise InvalidPage(fields={"cursor": "made for other filters"})
-    return Ask(cursors_feed, limit, cursor=cursor)
+    return PageRequest(cursors_feed, limit, cursor=cursor)
 
 
-def open_cursor(text: str, seal: Seal, org_id: str) -> tuple[Filter, Cursor]:
+def open_cursor(text: str, seal: Signer, org_id: str) -> tuple[Filter, Cursor]:
     """Return a cursor's feed and place."""
     try:
         return read_cursor(seal, org_id, text)

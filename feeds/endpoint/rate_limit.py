@@ -11,7 +11,7 @@ from uuid import UUID
 
 from feeds import counters as tally
 from feeds.cached.format import FeedsAway
-from feeds.cached.multiplexer import Gathered
+from feeds.cached.multiplexer import Multiplexer
 from feeds.cached.scripts import load_script
 from feeds.endpoint.errors import RateLimited
 
@@ -22,11 +22,11 @@ KEPT = 10_000
 """Of how many keys a process remembers a refusal, or keeps a bucket. The eldest goes first."""
 
 
-class Limits:
+class RateLimiter:
     """The turns of keys, as one process takes them."""
 
-    def __init__(self, gathered: Gathered) -> None:
-        self._gathered = gathered
+    def __init__(self, multiplexer: Multiplexer) -> None:
+        self._multiplexer = multiplexer
         self._refused_until = OrderedDict[UUID, float]()
         self._full_at = OrderedDict[UUID, float]()
 
@@ -49,7 +49,7 @@ class Limits:
     async def _ask(self, key_id: UUID, rate: int) -> float:
         """Return in how many seconds there is a turn: 0 if it was taken."""
         try:
-            wait_us = await self._gathered.run(LIMIT, [b"limits:{%b}" % key_id.hex.encode()], [rate])
+            wait_us = await self._multiplexer.run(LIMIT, [b"limits:{%b}" % key_id.hex.encode()], [rate])
         except FeedsAway:
             wait_us = None
         if isinstance(wait_us, int):

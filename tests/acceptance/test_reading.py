@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from feeds.keys import create_key, set_member
-from feeds.movement import show_id
+from feeds.movement import format_id
 from tests.acceptance.test_serve import ask, run_command
 from tests.seed import CONSUME_TM, MIXED, seed, seed_shown
 
@@ -116,7 +116,7 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
             with psycopg.connect(database_url, autocommit=True) as connection:
                 lost = seed(connection, "org_a", [CONSUME_TM] * 5)
             etags = [ask(base, secret, target)[1]["etag"] for target in asked]
-            assert show_id(lost[-1].id).encode() in ask(base, secret)[2]
+            assert format_id(lost[-1].id).encode() in ask(base, secret)[2]
             copy(server, backup, name)
         finally:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(backup)))
@@ -130,9 +130,9 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
     for target, etag in zip(asked, etags, strict=True):
         status, headers, body = ask(base, secret, target, b"If-None-Match: " + etag.encode())
         assert (status, headers["etag"] != etag) == (200, True)
-        assert not any(show_id(movement.id).encode() in body for movement in lost)
+        assert not any(format_id(movement.id).encode() in body for movement in lost)
     _, _, body = ask(base, secret)
-    assert [item["id"] for item in json.loads(body)["items"]] == [show_id(movement_id) for (movement_id,) in expected]
+    assert [item["id"] for item in json.loads(body)["items"]] == [format_id(movement_id) for (movement_id,) in expected]
 
 
 def copy(server, source, target):

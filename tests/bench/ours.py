@@ -21,7 +21,7 @@ from feeds.page import Filter, place_page
 from feeds.postgres import Postgres
 from feeds.read_through import Feeds, read
 from feeds.schema import check_ledger
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 from feeds.store import Store
 from tests.bench.ground import WORKER_PROCESSES, Ground
 from tests.servers import CHECKOUT
@@ -171,7 +171,7 @@ async def warm(ground: Ground, org_ids: Sequence[str]) -> None:
 
     try:
         async with CachedFeeds(ground.redis_url, read_epoch) as cached:
-            feeds = Feeds(Store(postgres, {"ai_usage": 0, "tm_usage": 1}), Flights(), cached)
+            feeds = Feeds(Store(postgres, {"ai_usage": 0, "tm_usage": 1}), SingleFlight(), cached)
             for org_id in org_ids:
                 await asyncio.gather(*(read(feeds, org_id, feed, place_page(1, 20)) for feed in WARM_FEEDS))
     finally:

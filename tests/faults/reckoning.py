@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from feeds.movement import KIND_OF_LETTER, Kind, show_id, show_time
+from feeds.movement import KIND_OF_LETTER, Kind, format_id, format_time
 from feeds.page import feed_numbers
 from tests.faults.doors import CeleryDoor, StreamDoor
 from tests.faults.model import Line, replay, show_clock
@@ -156,10 +156,10 @@ def as_feeds(rows: list[Row]) -> dict[int, list[dict[str, Any]]]:
     """Return an organisation's feeds, oldest first, as JSON objects, written here once more from the contract."""
     feeds: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        item = {"object": "credit_entry", "id": show_id(row.movement_id), "kind": row.kind, "credits": row.credits}
+        item = {"object": "credit_entry", "id": format_id(row.movement_id), "kind": row.kind, "credits": row.credits}
         if row.usage_number is not None:
             item["usage_kind"] = USAGE_KINDS[row.usage_number]
-        item |= {"usage_ref": row.usage_ref, "created_at": show_time(row.created_at)}
+        item |= {"usage_ref": row.usage_ref, "created_at": format_time(row.created_at)}
         for feed in feed_numbers(Kind(row.kind), row.usage_number):
             feeds[feed].append(item)
     return feeds

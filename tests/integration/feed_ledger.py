@@ -10,9 +10,9 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from feeds.cached import format as proof
-from feeds.cached.format import Found
+from feeds.cached.format import Hit
 from feeds.cached.reader import CachedFeeds
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.movement import Kind, Movement, render
 from feeds.page import Place, feed_numbers, place_page
 from feeds.store import Slice
@@ -93,7 +93,7 @@ def own_server(folder: Path | None = None, program: Path | None = None) -> Itera
 
 @contextmanager
 def link_to(url):
-    link = Link(url)
+    link = WorkerConnection(url)
     try:
         yield link
     finally:
@@ -110,10 +110,10 @@ async def read(feeds, ledger, feed=FEED, place=None):
     """Read the first page as an endpoint does: from the cache, else refilled."""
     place = place or place_page(1, 20)
     answer = await feeds.page(ORG, feed, place)
-    if isinstance(answer, Found):
+    if isinstance(answer, Hit):
         return answer
     newest = await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
-    return Found(newest.total, newest.entries[place.skip : place.skip + place.limit])
+    return Hit(newest.total, newest.entries[place.skip : place.skip + place.limit])
 
 
 async def until(condition, within_s=10.0):
@@ -128,4 +128,4 @@ def hash_of(link, ledger, org_id=ORG):
 
 def expected(ledger, feed=FEED, place=None):
     place = place or place_page(1, 20)
-    return Found(ledger.total(ORG, feed), ledger.newest_first(ORG, feed)[place.skip : place.skip + place.limit])
+    return Hit(ledger.total(ORG, feed), ledger.newest_first(ORG, feed)[place.skip : place.skip + place.limit])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from feeds.movement import Kind, show_time
+from feeds.movement import Kind, format_time
 from tests.histories import organisation, terms
 from worker.events import EventRefused, check_event
 from worker.ledger.posting import post
@@ -12,7 +12,7 @@ from worker.ledger.posting import post
 FILTERS = [(kind, usage_kind) for kind in (None, *Kind) for usage_kind in (None, "ai_usage", "tm_usage")]
 
 
-class Shown(NamedTuple):
+class Published(NamedTuple):
     """A page that was read: the ordinals `below` (excluded) to `newest`, and where its cursors lead."""
 
     org: int
@@ -110,5 +110,5 @@ def show(movement):
         "kind": movement.kind.value,
         "credits": movement.credits,
         "usage_ref": movement.usage_ref,
-        "created_at": show_time(movement.created_at),
+        "created_at": format_time(movement.created_at),
     } | usage_kind

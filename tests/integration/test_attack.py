@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from feeds.cached.protocol import Wire
+from feeds.cached.protocol import RedisProtocol
 from feeds.keys import create_key, new_secret, revoke_key
 from feeds.postgres import Postgres
 from tests.integration.endpoint_asks import PATH, headers_of
@@ -14,7 +14,7 @@ from tests.integration.endpoint_asks import PATH, headers_of
 @pytest.fixture
 def work():
     """Give the list of round trips: to Postgres by their statement, to Redis by their bytes, without the own looks."""
-    seen, fetch, flush = [], Postgres.fetch, Wire.flush
+    seen, fetch, flush = [], Postgres.fetch, RedisProtocol.flush
 
     async def watched_fetch(postgres, query, parameters):
         if b"epoch" not in query and b"SET last_used_at" not in query:
@@ -26,7 +26,7 @@ def work():
             seen.append(b"".join(wire.unsent))
         flush(wire)
 
-    with patch.object(Postgres, "fetch", watched_fetch), patch.object(Wire, "flush", watched_flush):
+    with patch.object(Postgres, "fetch", watched_fetch), patch.object(RedisProtocol, "flush", watched_flush):
         yield seen
 
 

@@ -8,7 +8,7 @@ import redis
 
 from feeds.cached import format as proof
 from feeds.cached import writer
-from feeds.cached.format import Found, Miss, Missed
+from feeds.cached.format import Hit, Miss, MissReason
 from feeds.movement import Kind
 from feeds.page import Place, place_page
 from tests.integration.feed_ledger import (
@@ -52,7 +52,7 @@ async def test_an_empty_feed_is_a_hit_and_its_first_line_is_shown(redis_url):
     ledger = FeedLedger()
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Found(0, [])
+        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Hit(0, [])
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
             writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
             assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
@@ -64,11 +64,11 @@ async def test_beyond_the_window_the_count_alone_is_told(redis_url):
     ledger.post(ORG, 30)
     async with cached_feeds(redis_url, ledger, window=25) as feeds:
         await read(feeds, ledger)
-        assert await feeds.page(ORG, FEED, place_page(2, 20)) == Missed(Miss.BEYOND, 30)
-        assert await feeds.page(ORG, FEED, place_page(3, 10)) == Missed(Miss.BEYOND, 30)
-        assert await feeds.page(ORG, FEED, place_page(4, 10)) == Found(30, [])
+        assert await feeds.page(ORG, FEED, place_page(2, 20)) == Miss(MissReason.BEYOND, 30)
+        assert await feeds.page(ORG, FEED, place_page(3, 10)) == Miss(MissReason.BEYOND, 30)
+        assert await feeds.page(ORG, FEED, place_page(4, 10)) == Hit(30, [])
         assert await feeds.page(ORG, FEED, place_page(5, 5)) == expected(ledger, place=place_page(5, 5))
-        assert await feeds.page(ORG, FEED, COUNT) == Found(30, [])
+        assert await feeds.page(ORG, FEED, COUNT) == Hit(30, [])
 
 
 async def test_a_cursor_keeps_its_place_while_lines_arrive(redis_url):
@@ -109,7 +109,7 @@ async def test_appends_in_the_wrong_order_serve_no_gap(redis_url):
         older, newer = ledger.post(ORG, 3), ledger.post(ORG, 2)
         with link_to(redis_url) as link:
             writer.append(link, ledger.epoch, {ORG: newer})
-            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.SHORT, 10)
+            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.SHORT, 10)
             assert await read(feeds, ledger) == expected(ledger)
             writer.append(link, ledger.epoch, {ORG: older})
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
@@ -134,7 +134,7 @@ async def test_lines_with_anothers_between_them_are_not_shown_as_neighbours(redi
         between, after = ledger.post(ORG, 2), ledger.post(ORG, 2)
         with link_to(redis_url) as link:
             writer.append(link, ledger.epoch, {ORG: before[-2:] + after})
-            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.SHORT, 11)
+            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.SHORT, 11)
             assert await read(feeds, ledger) == expected(ledger)
             writer.append(link, ledger.epoch, {ORG: between})
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
@@ -150,7 +150,7 @@ async def test_a_refill_that_read_before_a_newer_append_is_refused(redis_url):
             writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
 
             assert not await feeds.put(fence, FEED, old)
-            assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
+            assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.COLD)
             assert await read(feeds, ledger) == expected(ledger)
             assert not await feeds.put(fence, FEED, old)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
@@ -180,7 +180,7 @@ async def test_a_later_append_that_passed_a_cold_feed_by_is_not_hidden_by_an_ear
         assert await feeds.fence(ORG, FEED)
         with link_to(redis_url) as link:
             writer.append(link, ledger.epoch, {ORG: first})
-        assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.COLD)
+        assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.COLD)
         assert await read(feeds, ledger) == expected(ledger)
 
 
@@ -202,8 +202,8 @@ async def test_a_page_is_never_older_than_one_already_served(redis_url):
     async with cached_feeds(redis_url, ledger) as feeds:
         await read(feeds, ledger)
         feeds.remember(ORG, FEED, 6, of_epoch=ledger.epoch)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.OLDER)
-        assert await feeds.page(ORG, FEED, COUNT) == Missed(Miss.OLDER)
+        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.OLDER)
+        assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.OLDER)
 
 
 async def test_a_restored_ledger_is_served_under_its_new_epoch(redis_url):
@@ -216,7 +216,7 @@ async def test_a_restored_ledger_is_served_under_its_new_epoch(redis_url):
         ledger.epoch = uuid4()
         await until(lambda: feeds.epoch == ledger.epoch)
 
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.COLD)
+        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.COLD)
         assert await read(feeds, ledger) == expected(ledger)
         assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
 
@@ -229,11 +229,11 @@ async def test_one_look_tells_all_that_is_cached_of_an_organisation(redis_url):
             await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
         with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
             client.lpush(proof.list_key(hash_of(link, ledger), 1), "nonsense")
-            newest = Found(5, ledger.newest_first(ORG, 0)[:3])
+            newest = Hit(5, ledger.newest_first(ORG, 0)[:3])
             looked = writer.look(link, ledger.epoch, ORG, range(12))
-            assert looked == {0: newest, 1: Missed(Miss.CORRUPT), 2: Found(0, [])}
+            assert looked == {0: newest, 1: Miss(MissReason.CORRUPT), 2: Hit(0, [])}
             client.lpush(proof.list_key(hash_of(link, ledger), 2), "nonsense")
-            assert writer.look(link, ledger.epoch, ORG, [2]) == {2: Missed(Miss.TORN)}
+            assert writer.look(link, ledger.epoch, ORG, [2]) == {2: Miss(MissReason.TORN)}
 
 
 async def test_dropped_organisations_leave_nothing(redis_url):
@@ -255,11 +255,11 @@ async def test_a_total_of_an_epoch_that_ended_while_it_was_asked_for_is_not_reme
         check = feeds.check(ORG, FEED, place_page(1, 20), ledger.total(ORG, FEED))
         asked = [
             asyncio.create_task(feeds.page(ORG, FEED, place_page(1, 20))),
-            asyncio.create_task(feeds.look_again(ORG, check)),
+            asyncio.create_task(feeds.revalidate(ORG, check)),
         ]
         await asyncio.sleep(0)  # they are on their way
         feeds.ended, feeds.epoch = feeds.epoch, uuid4()
-        assert await asyncio.gather(*asked) == [Missed(Miss.AWAY)] * 2
+        assert await asyncio.gather(*asked) == [Miss(MissReason.AWAY)] * 2
         assert not feeds.seen
 
 

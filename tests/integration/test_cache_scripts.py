@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from feeds.cached import format as proof
 from feeds.cached import writer
 from feeds.cached.reader import CachedFeeds
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.movement import Kind
 from tests.integration.feed_ledger import ORG, FeedLedger
 from tests.unit import cache_model as model
@@ -142,7 +142,7 @@ def number(key):
 @settings(max_examples=300, deadline=None)
 def test_the_scripts_do_as_the_model_says(valkey_url, steps):
     async def play():
-        ledger, link = FeedLedger(), Link(valkey_url)
+        ledger, link = FeedLedger(), WorkerConnection(valkey_url)
         with redis.Redis.from_url(valkey_url) as client:
             client.flushall()
             async with CachedFeeds(valkey_url, ledger.read_epoch, window=WINDOW) as feeds:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from feeds.cached import writer
-from feeds.cached.format import FeedsAway, Miss, Missed
+from feeds.cached.format import FeedsAway, Miss, MissReason
 from feeds.page import place_page
 from tests.integration.feed_ledger import (
     FEED,
@@ -42,20 +42,20 @@ async def test_a_failover_there_and_back_brings_no_page_from_before(redis_progra
             await read(feeds, ledger)
             with link_to(server.url) as link, redis.Redis.from_url(server.url) as client:
                 link.server()
-                old = feeds.gathered.server
+                old = feeds.multiplexer.server
                 port = redis.Redis.from_url(other.url).connection_pool.connection_kwargs["port"]
                 client.config_set("repl-timeout", 1)
                 client.replicaof("127.0.0.1", port)
                 posted = ledger.post(ORG)
                 with pytest.raises(FeedsAway):
                     writer.append(link, ledger.epoch, {ORG: posted})
-                await until(lambda: feeds.gathered.server is None)
-                assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.AWAY)
+                await until(lambda: feeds.multiplexer.server is None)
+                assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.AWAY)
 
                 client.replicaof("NO", "ONE")
-                await until(lambda: feeds.gathered.server is not None)
-                assert feeds.gathered.server != old
-                assert await feeds.page(ORG, FEED, place_page(1, 20)) == Missed(Miss.COLD)
+                await until(lambda: feeds.multiplexer.server is not None)
+                assert feeds.multiplexer.server != old
+                assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.COLD)
                 writer.append(link, ledger.epoch, {ORG: posted})
                 assert await read(feeds, ledger) == expected(ledger)
 
@@ -87,7 +87,7 @@ def test_showing_a_batch_reads_the_epoch_after_the_commit_and_drops_what_is_repe
     with link_to(redis_url) as link:
         posted = {org_id: ledger.post(org_id) for org_id in (ORG, "org_b")}
         shown = writer.show(link, ledger_row, posted, repeated=["org_b"])
-        assert shown == writer.Shown(appended=1, dropped=1)
+        assert shown == writer.Published(appended=1, dropped=1)
     assert writer.read_epoch(ledger_row) == ledger.epoch
 
 

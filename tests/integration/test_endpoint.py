@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import give_up, read_epoch, show
 from feeds.keys import create_key
 from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs
@@ -150,7 +150,7 @@ def test_parameters_are_judged_in_the_contracts_order(client, bearer):
 def test_lines_posted_right_after_a_rebuild_are_shown_though_readers_learn_of_it_later(
     client, bearer, seeded, redis_url
 ):
-    with closing(Link(redis_url)) as link:
+    with closing(WorkerConnection(redis_url)) as link:
         show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
         for number in range(1, 6):
             client.get(PATH, headers=bearer)

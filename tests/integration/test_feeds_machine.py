@@ -19,14 +19,14 @@ from hypothesis.stateful import (
 )
 from starlette.testclient import TestClient
 
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import show
 from feeds.endpoint import app
 from feeds.keys import create_key
 from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import PATH, headers_of
-from tests.integration.feed_world import FILTERS, Ledger, Shown
+from tests.integration.feed_world import FILTERS, Ledger, Published
 from worker.intake.batch import Intake, Outcome, lengths, take_batch
 from worker.intake.streams import add, connect, place
 from worker.settings import WorkerSettings
@@ -53,7 +53,7 @@ class World:
 
     def __init__(self, environment, client, connection):
         self.client, self.connection = client, connection
-        self.link = Link(environment["FEEDS_REDIS_URL"])
+        self.link = WorkerConnection(environment["FEEDS_REDIS_URL"])
         self.cache = redis.Redis.from_url(environment["FEEDS_REDIS_URL"])
         ledger = check_ledger(connection, WorkerSettings())
         self.intake = Intake(connection, connect(environment["REDIS_URL"]), ledger, self.show, lambda: None)
@@ -261,7 +261,7 @@ class Machine(RuleBasedStateMachine):
         asked = {"kind": kind and kind.value, "usage_kind": usage_kind, "limit": limit, "page": page}
         listing = self.ask(org, {name: value for name, value in asked.items() if value})
         newest = max(listing["pages"]["total_items"] - (page - 1) * limit, 0)
-        read = Shown(org, feed, limit, newest, max(newest - limit, 0), listing["pages"])
+        read = Published(org, feed, limit, newest, max(newest - limit, 0), listing["pages"])
         assert listing["pages"]["page"] == page
         self.ledgers[org].check(listing, read, None)
         return read
@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
             newest, below = below, max(below - limit, 0)
         elif way == "prev":
             newest, below = min(newest + limit, listing["pages"]["total_items"]), newest
-        read = Shown(page.org, page.feed, limit, newest, below, listing["pages"])
+        read = Published(page.org, page.feed, limit, newest, below, listing["pages"])
         self.ledgers[page.org].check(listing, read, page.pages["direction"] if way == "same" else way)
         return read
 

@@ -12,7 +12,7 @@ from feeds.endpoint.errors import Forbidden, IdentityMissing
 from feeds.endpoint.identity import Identities
 from feeds.keys import create_key, list_keys, new_secret, remove_member, revoke_key, set_member
 from feeds.postgres import Postgres, PostgresAway
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def run(database_url, use):
     async def ask():
         postgres = Counted(database_url)
         try:
-            return await use(Identities(postgres, Flights()), postgres, pass_s)
+            return await use(Identities(postgres, SingleFlight()), postgres, pass_s)
         finally:
             await postgres.close()
 

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from feeds.endpoint import metrics
-from feeds.keys import create_key, list_keys, new_secret, show_key_id
+from feeds.keys import create_key, format_key_id, list_keys, new_secret
 from tests.conftest import clear_settings
 from tests.integration.command_line import run
 from tests.integration.endpoint_asks import PATH, headers_of
@@ -198,7 +198,9 @@ def test_a_scrape_names_nobody_and_needs_no_key(client, seeded, bearer):
 
     secret = bearer["Authorization"].split()[1]
     forbidden = [secret, unknown, "org_", "ref_", "ufk_", "127.0.0.1", "postgresql:", "redis:"]
-    forbidden += [show_key_id(key.key_id) for key in list_keys(seeded)] + [key.key_id.hex for key in list_keys(seeded)]
+    forbidden += [format_key_id(key.key_id) for key in list_keys(seeded)] + [
+        key.key_id.hex for key in list_keys(seeded)
+    ]
     assert [word for word in forbidden if word in text] == []
 
 
@@ -221,7 +223,7 @@ def test_a_hundred_scrapes_at_once_cost_one_look(client, monkeypatch):
     looks = []
     monkeypatch.setattr(metrics, "sources", [lambda: looks.append(threading.current_thread()) or []])
     monkeypatch.setattr(metrics, "FRESH_S", 60.0)
-    scrapes = metrics.Scrapes(metrics.Gathered("redis://127.0.0.1:1/0"))
+    scrapes = metrics.Scrapes(metrics.Multiplexer("redis://127.0.0.1:1/0"))
 
     async def ask():
         return await asyncio.gather(*(scrapes.read() for _ in range(100)))
@@ -281,7 +283,7 @@ def test_readiness_says_which_part_is_away_and_is_lost_with_both(client, seeded,
     cache = client.app_state["serving"].feeds.cache
     assert client.get("/readyz").json() == {"status": "ready"}
 
-    with patch.object(type(cache.gathered), "server", None):
+    with patch.object(type(cache.multiplexer), "server", None):
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()) == (200, {"status": "ready", "away": ["redis"]})
         with patch.object(postgres, "address", "postgresql://127.0.0.1:1/d"), patch.object(postgres, "_idle", []):

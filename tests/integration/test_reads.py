@@ -13,13 +13,13 @@ import redis
 from feeds.cached import writer
 from feeds.cached.format import WINDOW
 from feeds.cached.reader import CachedFeeds
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.endpoint.asgi import read_epoch
 from feeds.movement import Kind
 from feeds.page import Filter, place_page
 from feeds.postgres import Postgres
 from feeds.read_through import Feeds, read
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 from feeds.store import Store
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import LINES, PATH
@@ -55,11 +55,11 @@ async def made(database_url, redis_url):
     postgres = Counted(database_url)
     try:
         cached = CachedFeeds(redis_url, partial(read_epoch, postgres))
-        cached.gathered.reply_within_s = (
+        cached.multiplexer.reply_within_s = (
             5.0  # a thousand askers of one process: on a slow day more than a tenth of a second
         )
         async with cached:
-            yield Feeds(Store(postgres, NUMBERS), Flights(), cached)
+            yield Feeds(Store(postgres, NUMBERS), SingleFlight(), cached)
     finally:
         await postgres.close()
 
@@ -89,7 +89,7 @@ def test_a_cached_page_costs_one_round_trip_whether_it_is_known_new_or_by_cursor
             assert commands_of(page=3)[0] == CACHED
             assert commands_of(page=3)[0] == ["EVALSHA"]
             assert commands_of()[0] == ["EVALSHA"]
-            with closing(Link(feeds_server.url)) as link:
+            with closing(WorkerConnection(feeds_server.url)) as link:
                 writer.show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED[:1])})
             told, pages = commands_of()
             assert (told, pages["total_items"]) == (["EVALSHA"], len(LINES) + 1)

@@ -11,7 +11,7 @@ import redis
 
 from feeds.cached import format as proof
 from feeds.cached import writer
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.page import count_feeds, feed_number
 from tests.integration.command_line import run, run_json
 from tests.integration.warm_feeds import FEEDS, KINDS, LINES, NUMBERS, add, drain, warm
@@ -176,7 +176,7 @@ def test_a_count_that_stays_below_the_ledgers_is_found(system):
 def audit(system, within_s):
     with (
         psycopg.connect(system.environment["DATABASE_URL"], autocommit=True) as connection,
-        closing(Link(system.environment["REDIS_URL"])) as link,
+        closing(WorkerConnection(system.environment["REDIS_URL"])) as link,
     ):
         return audit_feeds(connection, link, NUMBERS, within_s=within_s)
 

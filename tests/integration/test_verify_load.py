@@ -7,7 +7,7 @@ from contextlib import closing
 from threading import Event
 
 from feeds.cached import writer
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from tests.integration.command_line import run_json
 from tests.integration.warm_feeds import add, drain, read_all, warm
 
@@ -18,7 +18,7 @@ AUDITS = 20
 
 def write(environment, stop):
     """Post events of all organisations; each batch is on its way to the feeds for a while."""
-    with closing(Link(environment["REDIS_URL"])) as link:
+    with closing(WorkerConnection(environment["REDIS_URL"])) as link:
 
         def show_late(connection, posted, repeated):
             link.know(writer.read_epoch(connection), since=float("-inf"))  # as a worker that has run for a while

@@ -11,11 +11,11 @@ from feeds.page import count_feeds, filter_of, place_page
 from feeds.postgres import Postgres
 from feeds.read_through import Feeds, read
 from feeds.schema import check_ledger
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 from feeds.store import Store
 from worker.intake.batch import Intake, drain_all
 from worker.intake.streams import connect
-from worker.process import show as show_in_feeds
+from worker.process import show as publish
 from worker.producer import Producer
 from worker.settings import worker_settings
 
@@ -32,7 +32,7 @@ LINES = 5
 """Of the history: u3 draws and overflows."""
 
 
-def drain(environment, show=show_in_feeds):
+def drain(environment, show=publish):
     """Post and show what waits."""
     with (
         psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection,
@@ -58,8 +58,8 @@ async def read_all(environment, org_ids, stop):
 
     try:
         async with CachedFeeds(environment["REDIS_URL"], read_epoch) as cached:
-            cached.gathered.reply_within_s = 5
-            feeds = Feeds(Store(postgres, NUMBERS), Flights(), cached)
+            cached.multiplexer.reply_within_s = 5
+            feeds = Feeds(Store(postgres, NUMBERS), SingleFlight(), cached)
             while True:
                 for org_id in org_ids:
                     for feed in FEEDS:

@@ -2,11 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feeds.cursor import CURSOR_CHARS, BadCursor, Cursor, Direction, Seal, read_cursor, write_cursor
+from feeds.cursor import CURSOR_CHARS, BadCursor, Cursor, Direction, Signer, read_cursor, write_cursor
 from feeds.movement import Kind
 from feeds.page import Filter
 
-SEAL = Seal(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
+SEAL = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
 feeds = st.builds(Filter, st.none() | st.sampled_from(Kind), st.none() | st.sampled_from(list(SEAL.usage_numbers)))
 cursors = st.builds(Cursor, st.sampled_from(Direction), st.integers(0, 2**62), st.integers(0, 2**62))
 
@@ -46,7 +46,7 @@ def test_whatever_is_no_cursor_is_refused(text):
 
 
 def test_a_cursor_of_a_usage_kind_that_this_process_does_not_know_is_refused():
-    newer = Seal(SEAL.secret, SEAL.usage_numbers | {"new_usage": 2})
+    newer = Signer(SEAL.secret, SEAL.usage_numbers | {"new_usage": 2})
     text = write_cursor(newer, "org_a", Filter(usage_kind="new_usage"), Cursor(Direction.NEXT, 1))
 
     with pytest.raises(BadCursor):

@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typeid import TypeID
 
-from feeds.movement import Kind, Movement, render, show_id, show_time
-from worker.ledger.hash_chain import show_instant
+from feeds.movement import Kind, Movement, format_id, format_time, render
+from worker.ledger.hash_chain import format_instant
 
 
 @given(movement_id=st.uuids(version=4))
 def test_an_id_is_the_typeid_of_either_class_of_uuid(movement_id):
-    shown = show_id(movement_id)
+    shown = format_id(movement_id)
 
     assert (
         shown
         == str(TypeID.from_uuid(uuid_utils.UUID(movement_id.hex), "cent"))
-        == show_id(uuid_utils.UUID(movement_id.hex))
+        == format_id(uuid_utils.UUID(movement_id.hex))
     )
 
 
 @given(instant=st.datetimes(min_value=datetime(2000, 1, 1), timezones=st.just(timezone(timedelta(hours=2)))))  # noqa: DTZ001
 def test_a_time_is_shown_in_utc_and_reads_back_as_the_same_instant(instant):
-    assert show_time(instant).endswith("Z")
-    assert datetime.fromisoformat(show_time(instant)) == instant
+    assert format_time(instant).endswith("Z")
+    assert datetime.fromisoformat(format_time(instant)) == instant
 
 
 @pytest.mark.parametrize("usage_kind", ["ai_usage", None])
@@ -51,5 +51,8 @@ def test_the_hour_that_comes_twice_when_summer_ends_is_shown_as_two():
     first, second = (datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold) for fold in (0, 1))
 
     assert first == second  # to Python
-    assert [show_time(first), show_time(second)] == ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"]
-    assert [show_instant(first), show_instant(second)] == ["2026-10-25T00:30:00.000000Z", "2026-10-25T01:30:00.000000Z"]
+    assert [format_time(first), format_time(second)] == ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"]
+    assert [format_instant(first), format_instant(second)] == [
+        "2026-10-25T00:30:00.000000Z",
+        "2026-10-25T01:30:00.000000Z",
+    ]

@@ -15,7 +15,7 @@ REF = "grant_01h455vb4pex5vsknk084sn02q"
 def show(monkeypatch, width, *rows):
     screen = io.StringIO()
     monkeypatch.setattr(output, "console", lambda: Console(width=width, file=screen, highlight=False))
-    output.show_rows([f"c{place}" for place in range(len(rows[0]))], rows)
+    output.print_table([f"c{place}" for place in range(len(rows[0]))], rows)
     return [line.rstrip() for line in screen.getvalue().splitlines()]
 
 
@@ -33,7 +33,7 @@ def test_on_a_terminal_of_80_columns_everything_is_there(monkeypatch, row):
 
     assert max(map(len, lines)) <= 80
     seen = "".join(lines[1:]).replace(" ", "")
-    wanted = "".join(output.show_cell(value) for value in row).replace("T", "")
+    wanted = "".join(output.format_cell(value) for value in row).replace("T", "")
     assert sorted(seen.replace("T", "")) == sorted(wanted.replace(" ", ""))
 
 

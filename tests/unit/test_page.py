@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feeds.page import Place, count_pages, cut, number_of, place_page
+from feeds.page import Place, count_pages, cut, page_number, place_page
 
 counts = st.integers(0, 60)
 limits = st.integers(1, 12)
@@ -34,5 +34,5 @@ def test_a_cut_is_what_taking_lines_away_leaves(count, limit, skip, ceiling, flo
 def test_a_numbered_page_with_lines_stands_under_its_own_number(count, limit, number):
     span = cut(place_page(number, limit), count)
 
-    stands = number_of(span, count, limit)
+    stands = page_number(span, count, limit)
     assert stands == number if span.newest else stands == count_pages(count, limit) + 1

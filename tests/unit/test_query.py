@@ -1,13 +1,13 @@
 import pytest
 
-from feeds.cursor import Cursor, Direction, Seal, write_cursor
+from feeds.cursor import Cursor, Direction, Signer, write_cursor
 from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter
-from feeds.endpoint.listing import Ask
-from feeds.endpoint.query import read_ask
+from feeds.endpoint.page_body import PageRequest
+from feeds.endpoint.query import parse_query
 from feeds.movement import Kind
 from feeds.page import Filter
 
-SEAL = Seal(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
+SEAL = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
 FEED = Filter(Kind.CONSUME, "tm_usage")
 CURSOR = write_cursor(SEAL, "org_a", FEED, Cursor(Direction.NEXT, 5))
 OTHERS = write_cursor(SEAL, "org_b", FEED, Cursor(Direction.NEXT, 5))
@@ -15,21 +15,21 @@ FORGED = CURSOR[:-1] + ("A" if CURSOR[-1] != "A" else "B")
 
 
 def read(query):
-    return read_ask(query.encode("latin-1"), SEAL, "org_a")
+    return parse_query(query.encode("latin-1"), SEAL, "org_a")
 
 
 @pytest.mark.parametrize(
     "query", ["", "page=1", "limit=20", "page=&limit=&kind=&usage_kind=&cursor=", "page", "page=&page=1", "&&"]
 )
 def test_what_is_left_out_or_empty_has_its_default(query):
-    assert read(query) == Ask(Filter(), 20, 1, None)
+    assert read(query) == PageRequest(Filter(), 20, 1, None)
 
 
 def test_filters_and_paging_are_read():
-    assert read("kind=overflow&usage_kind=ai_usage&page=2147483647&limit=100") == Ask(
+    assert read("kind=overflow&usage_kind=ai_usage&page=2147483647&limit=100") == PageRequest(
         Filter(Kind.OVERFLOW, "ai_usage"), 100, 2147483647
     )
-    assert read("kind=%63onsume") == Ask(Filter(Kind.CONSUME), 20)
+    assert read("kind=%63onsume") == PageRequest(Filter(Kind.CONSUME), 20)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_paging_that_is_unusable_or_repeated_is_refused(query):
 
 @pytest.mark.parametrize("filters", ["", "&kind=consume", "&usage_kind=tm_usage", "&kind=consume&usage_kind=tm_usage"])
 def test_a_cursor_keeps_its_feed_whether_filters_are_repeated_or_left_out(filters):
-    assert read(f"cursor={CURSOR}&limit=7&page={filters}") == Ask(FEED, 7, cursor=Cursor(Direction.NEXT, 5))
+    assert read(f"cursor={CURSOR}&limit=7&page={filters}") == PageRequest(FEED, 7, cursor=Cursor(Direction.NEXT, 5))
 
 
 @pytest.mark.parametrize("query", ["foo=1", "foo", "page=1&Limit=5", "%FF=1", "pa%00ge=1", "org_id=org_b"])

@@ -13,8 +13,8 @@ from psycopg import Connection
 
 from feeds import store
 from feeds.cached import format as proof
-from feeds.cached.format import WINDOW, FeedsAway, Found, Missed
-from feeds.cached.worker_connection import Link
+from feeds.cached.format import WINDOW, FeedsAway, Hit, Miss
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import look, read_epoch
 from feeds.page import Place, count_feeds, filter_of
 from feeds.queries import load_queries
@@ -40,18 +40,18 @@ class Sight(NamedTuple):
     """Ledger and cache, as one audit sees them."""
 
     connection: Connection[Any]
-    link: Link
+    link: WorkerConnection
     epoch: UUID
     usage_numbers: Mapping[str, int]
 
-    def look(self, org_id: str) -> dict[int, Found | Missed]:
+    def look(self, org_id: str) -> dict[int, Hit | Miss]:
         """Return all cached feeds of an organisation, at one moment."""
         return look(self.link, self.epoch, org_id, range(count_feeds(tuple(self.usage_numbers))))
 
 
 def audit_feeds(
     connection: Connection[Any],
-    link: Link,
+    link: WorkerConnection,
     usage_numbers: Mapping[str, int],
     org_id: str | None = None,
     within_s: float = CATCH_UP_S,
@@ -111,19 +111,19 @@ def read_counts(sight: Sight, org_id: str) -> dict[int, int]:
     return dict(enumerate(rows[0][0])) if rows else {}
 
 
-def find_behind(looked: Mapping[int, Found | Missed], counts: Mapping[int, int]) -> dict[int, int]:
+def find_behind(looked: Mapping[int, Hit | Miss], counts: Mapping[int, int]) -> dict[int, int]:
     """Return the feeds whose cached count is below the ledger's, with the ledger's."""
     return {
         number: counts[number]
         for number, cached in looked.items()
-        if isinstance(cached, Found) and cached.total < counts.get(number, 0)
+        if isinstance(cached, Hit) and cached.total < counts.get(number, 0)
     }
 
 
-def compare(sight: Sight, org_id: str, number: int, cached: Found | Missed) -> Iterator[Finding]:
+def compare(sight: Sight, org_id: str, number: int, cached: Hit | Miss) -> Iterator[Finding]:
     """Yield the first thing about a cached feed that the ledger, read now, does not know."""
     where = f"feed {number}"
-    if isinstance(cached, Missed):
+    if isinstance(cached, Miss):
         yield Finding(org_id, "cached_list", where, "entries that prove themselves", f"{cached.reason} ones")
         return
     listed = len(cached.entries)
@@ -149,7 +149,7 @@ def compare(sight: Sight, org_id: str, number: int, cached: Found | Missed) -> I
 def wait_for(sight: Sight, late: dict[str, dict[int, int]], within_s: float) -> Iterator[Finding]:
     """Look again until late feeds have caught up or are gone; yield those that do neither in time."""
     deadline = monotonic() + within_s
-    looked: dict[str, dict[int, Found | Missed]] = {}
+    looked: dict[str, dict[int, Hit | Miss]] = {}
     while late and monotonic() < deadline:
         sleep(LOOK_AGAIN_S)
         require_epoch(sight)

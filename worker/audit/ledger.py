@@ -53,7 +53,7 @@ class Finding(NamedTuple):
     found: str
 
 
-class Line(NamedTuple):
+class NotedHash(NamedTuple):
     """A line that one can note, and its hash (64 hexadecimal digits): it stands for all up to it."""
 
     position: int
@@ -67,7 +67,7 @@ class Audit(NamedTuple):
     movements: int
     grants: int
     findings: list[Finding]
-    newest: Line | None = None
+    newest: NotedHash | None = None
 
 
 class UnknownOrganisation(LookupError):  # noqa: N818 -- what is so, in our words
@@ -77,7 +77,7 @@ class UnknownOrganisation(LookupError):  # noqa: N818 -- what is so, in our word
 def audit_ledger(
     connection: Connection[Any],
     org_id: str | None = None,
-    noted: Line | None = None,
+    noted: NotedHash | None = None,
     beside: Sequence[Connection[Any]] = (),
 ) -> Audit:
     """Recompute every invariant of one organisation, or of all, in one snapshot: exact under load.
@@ -96,7 +96,9 @@ def audit_ledger(
         if org_id is not None:
             org_no = organisations.first_org
             found += find_changed(cursor, org_no, noted)
-            newest = next((Line(*row) for row in cursor.execute(SQL["read_newest_line"], {"org_no": org_no})), None)
+            newest = next(
+                (NotedHash(*row) for row in cursor.execute(SQL["read_newest_line"], {"org_no": org_no})), None
+            )
         org_nos = list({row[0] for row in found})
         names: dict[int | None, str] = dict(cursor.execute(SQL["name_organisations"], {"org_nos": org_nos}).fetchall())
     findings = [Finding(names.get(org_no), *facts) for org_no, *facts in found]
@@ -152,7 +154,7 @@ def check(connection: Connection[Any], share: Range, stopped: Event) -> list[lis
         return [cursor.execute(SQL[rule], share._asdict()).fetchall() for rule in RULES if not stopped.is_set()]
 
 
-def find_changed(cursor: Cursor[Any], org_no: int, noted: Line | None) -> Iterator[Row]:
+def find_changed(cursor: Cursor[Any], org_no: int, noted: NotedHash | None) -> Iterator[Row]:
     """Yield a noted line that is not what it was: the chain, checked elsewhere, answers for those before it."""
     if noted is None:
         return

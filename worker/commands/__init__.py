@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 
-class Failed(click.ClickException):
+class CommandFailed(click.ClickException):
     """What was asked for is not so: one line on standard error, exit code 1."""
 
     exit_code = 1
@@ -37,7 +37,7 @@ class Failed(click.ClickException):
         click.echo(f"usage-feeds: {self.message}", err=True)
 
 
-class Stopped(Failed):
+class CannotRun(CommandFailed):
     """A command that cannot go on: one line on standard error, exit code 2."""
 
     exit_code = 2
@@ -74,7 +74,7 @@ class Commands(click.Group):
             message = explain(error)
             if message is None:
                 raise
-            raise Stopped(message) from error
+            raise CannotRun(message) from error
 
 
 def add_state_option(command: click.Command) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import click
 from psycopg import Connection
 
-from worker.commands import Failed
+from worker.commands import CommandFailed
 from worker.commands.arguments import INSTANT
-from worker.commands.output import count, json_option, show_document, show_facts, show_rows
+from worker.commands.output import count, json_option, print_facts, print_json, print_table
 from worker.commands.servers import open_ledger
 from worker.ledger import dead_letters
 from worker.ledger.dead_letters import DeadLetter
@@ -32,10 +32,10 @@ def list_(*, code: str | None, org: str | None, limit: int, as_json: bool) -> No
     with open_ledger() as (connection, _):
         found, total = dead_letters.list_dead_letters(connection, code, org, limit)
     if as_json:
-        show_document({"total": total, "dead_letters": [describe(letter) for letter in found]})
+        print_json({"total": total, "dead_letters": [describe(letter) for letter in found]})
         return
     if found:
-        show_rows(
+        print_table(
             ["id", "buried_at", "code", "org", "message"],
             [[str(row.dead_letter_id), row.buried_at, row.code, row.org_id, row.message] for row in found],
         )
@@ -51,10 +51,10 @@ def show(*, dead_letter_id: int, as_json: bool) -> None:
         [letter] = find(connection, (dead_letter_id,))
     facts = describe(letter)
     if as_json:
-        show_document(facts)
+        print_json(facts)
         return
     fields = facts.pop("fields")
-    show_facts(facts | {f"field {name}": reason for name, reason in fields.items()})
+    print_facts(facts | {f"field {name}": reason for name, reason in fields.items()})
 
 
 @dead.command()
@@ -67,7 +67,7 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
     Doing it twice is harmless: every ref is posted once.
     """
     # Imported here: only a replay posts.
-    from worker.process import show as show_in_feeds  # noqa: PLC0415
+    from worker.process import show as publish  # noqa: PLC0415
 
     if bool(dead_letter_ids) == everything:
         raise click.UsageError("Give either IDs or --all.")
@@ -75,12 +75,12 @@ def replay(*, dead_letter_ids: tuple[int, ...], everything: bool, as_json: bool)
         if dead_letter_ids:
             find(connection, dead_letter_ids)
         ids = dead_letter_ids or dead_letters.list_dead_letter_ids(connection)
-        outcome = dead_letters.replay(connection, ledger, ids, show_in_feeds)
+        outcome = dead_letters.replay(connection, ledger, ids, publish)
     refused = [
         {"dead_letter_id": id_, "code": why.code, "message": why.message} for id_, why in outcome.refused.items()
     ]
     if as_json:
-        show_document({"posted": outcome.posted, "refused": refused})
+        print_json({"posted": outcome.posted, "refused": refused})
     else:
         for row in refused:
             click.echo(f"{row['dead_letter_id']}: {row['code']}: {row['message']}", err=True)
@@ -105,7 +105,7 @@ def discard(*, dead_letter_ids: tuple[int, ...], everything: bool, before: datet
         else:
             discarded = dead_letters.discard_buried_before(connection, before)
     if as_json:
-        show_document({"discarded": sorted(discarded)})
+        print_json({"discarded": sorted(discarded)})
     else:
         click.echo(f"{count(len(discarded), 'dead letter')} discarded.")
 
@@ -115,7 +115,7 @@ def find(connection: Connection[Any], dead_letter_ids: tuple[int, ...]) -> list[
     found = dead_letters.find_dead_letters(connection, dead_letter_ids)
     missing = sorted(set(dead_letter_ids) - {letter.dead_letter_id for letter in found})
     if missing:
-        raise Failed(f"No dead letter {', '.join(map(str, missing))}: see `usage-feeds dead list`.")
+        raise CommandFailed(f"No dead letter {', '.join(map(str, missing))}: see `usage-feeds dead list`.")
     return found
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from worker.commands.output import count, json_option, show_document
+from worker.commands.output import count, json_option, print_json
 from worker.commands.servers import open_ledger, open_streams
 from worker.intake.batch import Intake, drain_all
 from worker.process import show
@@ -19,6 +19,6 @@ def drain(*, as_json: bool) -> None:
         intake = Intake(connection, streams, ledger, show, lambda: None)
         drain_all(intake)
     if as_json:
-        show_document({"posted": intake.posted - intake.buried, "buried": intake.buried})
+        print_json({"posted": intake.posted - intake.buried, "buried": intake.buried})
         return
     click.echo(f"{count(intake.posted - intake.buried, 'event')} posted, {intake.buried:,} buried.")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typeid import TypeID
 
-from worker.commands.output import json_option, show_document, show_refusal
+from worker.commands.output import format_refusal, json_option, print_json
 from worker.commands.servers import require_redis
 from worker.events import EVENT_BYTES, EventRefused, parse_event
 from worker.producer import Producer
@@ -79,7 +79,7 @@ def add(given: dict[str, Any], ref_field: str, *, as_json: bool) -> None:
     with open_producer() as producer:
         producer.send([event])
     if as_json:
-        show_document(event)
+        print_json(event)
     else:
         click.echo(event[ref_field])
 
@@ -96,7 +96,7 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
     """
     bad = good = 0
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with nullcontext() if check else open_producer() as producer, show_progress(file, console) as advance:
+    with nullcontext() if check else open_producer() as producer, progress_bar(file, console) as advance:
         for chunk in batched(read_lines(file), CHUNK):
             events = []
             for number, line in chunk:
@@ -104,13 +104,13 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
                     events.append(parse_event(line, worker_settings().usage_kinds))
                 except EventRefused as refused:
                     bad += 1
-                    console.print(f"line {number}: {show_refusal(refused)}")
+                    console.print(f"line {number}: {format_refusal(refused)}")
             if producer:
                 producer.send(events)
             good += len(events)
             advance(sum(len(line) + 1 for _, line in chunk))
     if as_json:
-        show_document({"good": good, "bad": bad, "sent": 0 if check else good})
+        print_json({"good": good, "bad": bad, "sent": 0 if check else good})
     else:
         click.echo(f"{good:,} {'good' if check else 'sent'}, {bad:,} bad.")
     if bad:
@@ -150,7 +150,7 @@ def batched(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tupl
 
 
 @contextmanager
-def show_progress(file: IO[bytes], console: Console) -> Iterator[Callable[[int], None]]:
+def progress_bar(file: IO[bytes], console: Console) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, and lend what moves it by a number of bytes."""
     if not console.is_terminal:
         yield lambda _: None

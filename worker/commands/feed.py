@@ -8,23 +8,23 @@ import click
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from feeds.cursor import Seal
-from feeds.endpoint.listing import Ask, show_listing
+from feeds.cursor import Signer
+from feeds.endpoint.page_body import PageRequest, render_body
 from feeds.movement import Kind
 from feeds.page import Filter, feed_number
 from feeds.postgres import Postgres
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from feeds.store import Store, read_place
-from worker.commands import Failed
-from worker.commands.output import count, json_option, show_document, show_facts, show_rows
+from worker.commands import CommandFailed
+from worker.commands.output import count, json_option, print_facts, print_json, print_table
 from worker.commands.servers import open_ledger
 from worker.settings import worker_settings
 
 SQL = load_queries(__file__)
 
 
-class Organisation(NamedTuple):
+class OrganisationRow(NamedTuple):
     """What the organisation's row says."""
 
     org_no: int
@@ -43,12 +43,12 @@ def feed(*, org: str, page: int, limit: int, as_json: bool, **narrowed: str | No
     """Show a page of ORG's movements, newest first, as the endpoint would (--json: its very answer)."""
     with open_ledger() as (connection, ledger):
         find_organisation(connection, org)
-    ask = Ask(read_filter(ledger, **narrowed), limit, page)
+    ask = PageRequest(read_filter(ledger, **narrowed), limit, page)
     document = read_page(ledger, org, ask)
     if as_json:
-        show_document(document)
+        print_json(document)
         return
-    show_rows(
+    print_table(
         ["created", "kind", "credits", "usage", "ref"],
         [
             [item["created_at"][:19] + "Z", item["kind"], item["credits"], item.get("usage_kind"), item["usage_ref"]]
@@ -66,15 +66,15 @@ def read_filter(ledger: Ledger, kind: str | None, usage_kind: str | None) -> Fil
     return Filter(Kind(kind) if kind else None, usage_kind)
 
 
-def read_page(ledger: Ledger, org: str, ask: Ask) -> Any:
+def read_page(ledger: Ledger, org: str, ask: PageRequest) -> Any:
     """Return the endpoint's own answer."""
     usage_number = ledger.usage_numbers[ask.feed.usage_kind] if ask.feed.usage_kind else None
     can_have_lines = feed_number(ask.feed.kind, usage_number) is not None
     total, entries = asyncio.run(read_entries(ledger, org, ask)) if can_have_lines else (0, [])
-    return json.loads(show_listing(Seal(ledger.cursor_secret, ledger.usage_numbers), org, ask, total, entries))
+    return json.loads(render_body(Signer(ledger.cursor_secret, ledger.usage_numbers), org, ask, total, entries))
 
 
-async def read_entries(ledger: Ledger, org: str, ask: Ask) -> tuple[int, list[bytes]]:
+async def read_entries(ledger: Ledger, org: str, ask: PageRequest) -> tuple[int, list[bytes]]:
     """Read the feed's count and the page's lines as the endpoint does."""
     postgres = Postgres(worker_settings().database_url, deadline_s=30)
     try:
@@ -93,7 +93,7 @@ def balance(*, org: str, as_json: bool) -> None:
         organisation = find_organisation(connection, org)
         found = read_rows(connection, "read_balance", organisation)[0]
     facts = {"org_id": org, **found, "movements": organisation.movements, "grants": organisation.grants}
-    (show_document if as_json else show_facts)(facts)
+    (print_json if as_json else print_facts)(facts)
 
 
 @click.command()
@@ -104,24 +104,24 @@ def grants(*, org: str, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         found = read_rows(connection, "list_grants", find_organisation(connection, org))
     if as_json:
-        show_document(found)
+        print_json(found)
         return
     shown = {"grant_ref": "grant", "state": "state", "priority": "prio", "credits": "credits", "remaining": "left"}
     if any(grant["effective_at"] for grant in found):
         shown["effective_at"] = "from"
     shown["expires_at"] = "until"
-    show_rows(list(shown.values()), [[grant[name] for name in shown] for grant in found])
+    print_table(list(shown.values()), [[grant[name] for name in shown] for grant in found])
 
 
-def find_organisation(connection: Connection[Any], org: str) -> Organisation:
+def find_organisation(connection: Connection[Any], org: str) -> OrganisationRow:
     """Return the organisation, or end the command."""
     row = connection.execute(SQL["find_organisation"], {"org_id": org}).fetchone()
     if row is None:
-        raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.")
-    return Organisation(*row)
+        raise CommandFailed(f"No organisation {org} is known: it is from its first event, key or member on.")
+    return OrganisationRow(*row)
 
 
-def read_rows(connection: Connection[Any], query: str, organisation: Organisation) -> list[dict[str, Any]]:
+def read_rows(connection: Connection[Any], query: str, organisation: OrganisationRow) -> list[dict[str, Any]]:
     """Return what a query finds of an organisation."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(SQL[query], {"org_no": organisation.org_no}).fetchall()

@@ -9,9 +9,9 @@ import click
 from redis import Redis
 
 from feeds.cached.format import FeedsAway
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.queries import load_queries
-from worker.commands.output import count, json_option, show_document, show_facts
+from worker.commands.output import count, json_option, print_facts, print_json
 from worker.commands.servers import open_ledger, open_streams, require_redis
 from worker.intake.streams import stream_of
 from worker.intake.sweep import SWEPT
@@ -83,7 +83,7 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
         **posting._asdict(),
         "feeds_reachable": feeds_away is None,
     }
-    (show_document if as_json else show)(facts)
+    (print_json if as_json else show)(facts)
     if problems:
         sys.exit(1)
 
@@ -120,7 +120,7 @@ def age_s(now: float, oldest_ms: list[int]) -> float:
 
 def ask_feeds() -> str | None:
     """Return why the feeds' Redis cannot be used, or None where it can."""
-    with closing(Link(require_redis(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))) as link:
+    with closing(WorkerConnection(require_redis(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))) as link:
         try:
             link.server()
         except FeedsAway as error:
@@ -132,11 +132,11 @@ def find_problems(waiting: Waiting, max_age: float, max_sweep_age: float) -> lis
     """Return what stands still."""
     problems = []
     if waiting.oldest_event_s > max_age:
-        problems.append(f"An event has waited for {show_age(waiting.oldest_event_s)}: is a worker running?")
+        problems.append(f"An event has waited for {format_age(waiting.oldest_event_s)}: is a worker running?")
     if waiting.last_sweep_s is None:
         problems.append("There was no sweep yet: are the schedule and a worker running?")
     elif waiting.last_sweep_s > max_sweep_age:
-        since = show_age(waiting.last_sweep_s)
+        since = format_age(waiting.last_sweep_s)
         problems.append(f"There was no sweep for {since}: are the schedule and a worker running?")
     if waiting.broken_streams:
         problems.append(f"{count(waiting.broken_streams, 'shard')} cannot be read: see `usage-feeds verify`.")
@@ -161,11 +161,11 @@ def find_warnings(posting: Posting, waiting: Waiting, feeds_away: str | None) ->
 def show(facts: dict[str, Any]) -> None:
     """Print the signs of work, then what is wrong."""
     limit = f" of {facts['memory_limit'] / 2**20:,.0f}" if facts["memory_limit"] else ""
-    oldest = f", the oldest for {show_age(facts['oldest_event_s'])}" if facts["waiting_events"] else ""
-    show_facts(
+    oldest = f", the oldest for {format_age(facts['oldest_event_s'])}" if facts["waiting_events"] else ""
+    print_facts(
         {
-            "last batch": show_since(facts["last_batch_s"]),
-            "last sweep": show_since(facts["last_sweep_s"]),
+            "last batch": format_ago(facts["last_batch_s"]),
+            "last sweep": format_ago(facts["last_sweep_s"]),
             "waiting": count(facts["waiting_events"], "event") + oldest,
             "dead letters": facts["dead_letters"],
             "Redis memory": f"{facts['memory_used'] / 2**20:,.0f}{limit} MiB",
@@ -180,12 +180,12 @@ def show(facts: dict[str, Any]) -> None:
         click.echo("Healthy.")
 
 
-def show_since(age: float | None) -> str:
+def format_ago(age: float | None) -> str:
     """Return how long ago something was."""
-    return "never" if age is None else f"{show_age(age)} ago"
+    return "never" if age is None else f"{format_age(age)} ago"
 
 
-def show_age(age: float) -> str:
+def format_age(age: float) -> str:
     """Return a number of seconds as a person reads it."""
     if age < 120:
         return f"{age:.1f} s"

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from feeds.keys import BILLING_READ, RATE_MAX, Key, create_key, list_keys, parse_key_id, revoke_key, show_key_id
-from feeds.movement import show_time
-from worker.commands import Failed
+from feeds.keys import BILLING_READ, RATE_MAX, Key, create_key, format_key_id, list_keys, parse_key_id, revoke_key
+from feeds.movement import format_time
+from worker.commands import CommandFailed
 from worker.commands.arguments import INSTANT, ORG, USER, Matching
-from worker.commands.output import count, json_option, show_document, show_rows
+from worker.commands.output import count, json_option, print_json, print_table
 from worker.commands.servers import open_ledger
 
 
@@ -55,11 +55,11 @@ def create(  # noqa: PLR0913 -- one for each option
             connection, org_id=org, user_id=user, permissions=permissions, expires_at=expires_at, rate=rate
         )
     if as_json:
-        show_document(describe(key) | {"secret": secret})
+        print_json(describe(key) | {"secret": secret})
         return
-    ends = f", until {show_time(key.expires_at)}" if key.expires_at else ""
+    ends = f", until {format_time(key.expires_at)}" if key.expires_at else ""
     ends += f", {count(key.rate, 'request')} a second" if key.rate else ""
-    click.echo(f"{show_key_id(key.key_id)} of {key.org_id or key.user_id} grants {', '.join(key.permissions)}{ends}.")
+    click.echo(f"{format_key_id(key.key_id)} of {key.org_id or key.user_id} grants {', '.join(key.permissions)}{ends}.")
     click.echo("Its secret is shown this once:")
     click.echo(secret)
 
@@ -71,9 +71,9 @@ def list_(*, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         found = list(list_keys(connection))
     if as_json:
-        show_document({"keys": [describe(key) for key in found]})
+        print_json({"keys": [describe(key) for key in found]})
     elif found:
-        show_rows(["id", "of", "grants", "until", "used"], [show_key(key) for key in found])
+        print_table(["id", "of", "grants", "until", "used"], [show_key(key) for key in found])
     else:
         click.echo("No keys.")
 
@@ -90,9 +90,9 @@ def revoke(*, key_id: str, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         key = revoke_key(connection, parsed)
     if key is None:
-        raise Failed(f"No key {key_id}: see `usage-feeds keys list`.")
+        raise CommandFailed(f"No key {key_id}: see `usage-feeds keys list`.")
     if as_json:
-        show_document(describe(key))
+        print_json(describe(key))
     else:
         click.echo(f"{key_id} is revoked.")
 
@@ -100,7 +100,7 @@ def revoke(*, key_id: str, as_json: bool) -> None:
 def describe(key: Key) -> dict[str, Any]:
     """Return what may be shown of a key."""
     return {
-        "id": show_key_id(key.key_id),
+        "id": format_key_id(key.key_id),
         "org": key.org_id,
         "user": key.user_id,
         "permissions": key.permissions,
@@ -116,4 +116,4 @@ def show_key(key: Key) -> list[object]:
     """Return a key's row of the table."""
     used = f"{key.last_used_at:%Y-%m-%d}" if key.last_used_at else None
     until = "revoked" if key.revoked_at else key.expires_at
-    return [show_key_id(key.key_id), key.org_id or key.user_id, " ".join(key.permissions), until, used]
+    return [format_key_id(key.key_id), key.org_id or key.user_id, " ".join(key.permissions), until, used]

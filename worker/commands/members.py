@@ -3,9 +3,9 @@
 import click
 
 from feeds.keys import ROLES, remove_member, set_member
-from worker.commands import Failed
+from worker.commands import CommandFailed
 from worker.commands.arguments import ORG, USER
-from worker.commands.output import json_option, show_document
+from worker.commands.output import json_option, print_json
 from worker.commands.servers import open_ledger
 
 
@@ -24,7 +24,7 @@ def set_(*, org: str, user: str, role: str, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         set_member(connection, org, user, role)
     if as_json:
-        show_document({"org": org, "user": user, "role": role})
+        print_json({"org": org, "user": user, "role": role})
     else:
         click.echo(f"{user} is {role} of {org}.")
 
@@ -38,8 +38,8 @@ def remove(*, org: str, user: str, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         was_member = remove_member(connection, org, user)
     if not was_member:
-        raise Failed(f"{user} is no member of {org}.")
+        raise CommandFailed(f"{user} is no member of {org}.")
     if as_json:
-        show_document({"org": org, "user": user, "role": None})
+        print_json({"org": org, "user": user, "role": None})
     else:
         click.echo(f"{user} is no longer a member of {org}.")

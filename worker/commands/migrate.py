@@ -3,7 +3,7 @@
 import click
 
 from feeds.schema import SCHEMA_VERSION
-from worker.commands.output import json_option, show_document
+from worker.commands.output import json_option, print_json
 from worker.commands.servers import open_database
 from worker.migrations import roles, runner
 from worker.settings import worker_settings
@@ -27,7 +27,7 @@ def migrate(*, with_roles: bool, as_json: bool) -> None:
         if with_roles:
             roles.make_roles(connection)
     if as_json:
-        show_document(
+        print_json(
             {"schema_version": SCHEMA_VERSION, "applied": applied, "roles": list(roles.ROLES) if with_roles else []}
         )
     else:

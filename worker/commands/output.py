@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from feeds.movement import show_time
+from feeds.movement import format_time
 from worker.events import EventRefused
 
 PIPED_WIDTH = 1000
@@ -22,19 +22,19 @@ NARROW = len("2026-06-01")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-def show_document(document: Any) -> None:
+def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=show_value))
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=format_value))
 
 
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table, times to the second; nothing is cut off.
 
     Without a terminal each row is one line. On one, what is too wide folds: long texts and times first, then all.
     """
     screen = console()
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
-    shown = [[show_cell(value) for value in row] for row in rows]
+    shown = [[format_cell(value) for value in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
     times = [any(isinstance(row[place], datetime) for row in rows) for place in range(len(columns))]
     narrow = [NARROW if is_time or width > SHORT else width for width, is_time in zip(widths, times, strict=True)]
@@ -52,11 +52,11 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     screen.print(table)
 
 
-def show_facts(facts: dict[str, Any]) -> None:
+def print_facts(facts: dict[str, Any]) -> None:
     """Print names and values, a line each."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {show_value(value)}")
+        click.echo(f"{name:<{width}}  {format_value(value)}")
 
 
 def count(number: int, noun: str) -> str:
@@ -64,18 +64,18 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def show_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as a person reads it: times in UTC, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return show_time(value)
+        return format_time(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def show_cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """Return a value as it stands in a table."""
-    return show_value(value.replace(microsecond=0) if isinstance(value, datetime) else value)
+    return format_value(value.replace(microsecond=0) if isinstance(value, datetime) else value)
 
 
 def console() -> Console:
@@ -83,7 +83,7 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
-def show_refusal(error: EventRefused) -> str:
+def format_refusal(error: EventRefused) -> str:
     """Return why an event was refused, in one line."""
     fields = "; ".join(f"{name}: {reason}" for name, reason in error.fields.items())
     return f"{error.code}: {fields or error.message}"

@@ -3,7 +3,7 @@
 import click
 
 from feeds.cached.writer import give_up, read_epoch
-from worker.commands.output import json_option, show_document
+from worker.commands.output import json_option, print_json
 from worker.commands.servers import open_ledger
 
 
@@ -19,6 +19,6 @@ def rebuild(*, as_json: bool) -> None:
         give_up(connection, read_epoch(connection))
         epoch = read_epoch(connection)
     if as_json:
-        show_document({"epoch": str(epoch)})
+        print_json({"epoch": str(epoch)})
     else:
         click.echo("A new epoch has begun: feeds are made anew as they are read.")

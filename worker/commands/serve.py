@@ -18,7 +18,7 @@ from granian.server.embed import Server
 from feeds.endpoint import app, metrics
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
-from worker.commands import Stopped
+from worker.commands import CannotRun
 from worker.commands.servers import open_database
 from worker.metrics import scrape as workers
 
@@ -50,7 +50,7 @@ def serve(*, host: str, port: int) -> None:
     try:
         asyncio.run(run(address, port))
     except FatalError as error:
-        raise Stopped("The endpoint could not start: the line above says why.") from error
+        raise CannotRun("The endpoint could not start: the line above says why.") from error
 
 
 async def run(address: str, port: int) -> None:
@@ -71,7 +71,7 @@ async def run(address: str, port: int) -> None:
         http1_settings=HTTP1Settings(header_read_timeout=HEADERS_WITHIN_MS, max_buffer_size=REQUEST_BYTES),
         log_level=LogLevels.error,  # not its warning that this way of running it is new
     )
-    server.on_startup(lambda: click.echo(f"The endpoint listens at http://{show_host(address)}:{port}"))
+    server.on_startup(lambda: click.echo(f"The endpoint listens at http://{format_host(address)}:{port}"))
     serving = asyncio.create_task(server.serve())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,11 +109,11 @@ def require_free(host: str, port: int) -> str:
             probe.listen(1)
             return str(address[0])
     except OSError as error:
-        raise Stopped(
-            f"{show_host(host)}:{port} cannot be listened at: {error.strerror or error}: give another --host or --port."
+        raise CannotRun(
+            f"{format_host(host)}:{port} cannot be listened at: {error.strerror or error}: give another --host or --port."
         ) from None
 
 
-def show_host(host: str) -> str:
+def format_host(host: str) -> str:
     """Return a host as it stands in a URL."""
     return f"[{host}]" if ":" in host else host

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsError
 
 from feeds.schema import UnusableSetup
 from feeds.state import addresses_file
-from worker.commands.output import show_refusal
+from worker.commands.output import format_refusal
 from worker.commands.servers import explain_postgres, place_of_redis, reason
 from worker.events import EventRefused
 from worker.settings import worker_settings
@@ -39,7 +39,7 @@ def explain_redis(error: Exception) -> str:
 
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
     (UnusableSetup, str),
-    (EventRefused, show_refusal),
+    (EventRefused, format_refusal),
     (ValidationError, explain_settings),
     (SettingsError, lambda _: f"{addresses_file()} cannot be read: start `usage-feeds up` again."),
     (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),

@@ -8,13 +8,13 @@ import click
 from psycopg import Connection
 
 from feeds.cached.format import FeedsAway
-from feeds.cached.worker_connection import Link
+from feeds.cached.worker_connection import WorkerConnection
 from feeds.schema import Ledger
 from worker.audit.feeds import FeedAudit, audit_feeds
-from worker.audit.ledger import Audit, Line, UnknownOrganisation, audit_ledger, audit_streams
-from worker.commands import Failed
+from worker.audit.ledger import Audit, NotedHash, UnknownOrganisation, audit_ledger, audit_streams
+from worker.commands import CommandFailed
 from worker.commands.arguments import HASH
-from worker.commands.output import count, json_option, show_document, show_rows
+from worker.commands.output import count, json_option, print_json, print_table
 from worker.commands.servers import open_database, open_ledger, open_streams, place_of_redis, require_redis
 from worker.intake.counters import note_verified
 from worker.settings import worker_settings
@@ -39,7 +39,9 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
         try:
             audit = audit_ledger(connection, org, noted, beside=[second])
         except UnknownOrganisation:
-            raise Failed(f"No organisation {org} is known: it is from its first event, key or member on.") from None
+            raise CommandFailed(
+                f"No organisation {org} is known: it is from its first event, key or member on."
+            ) from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
         compared = compare_feeds(connection, ledger, org)
         if compared is not None:
@@ -50,26 +52,26 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
     if as_json:
         newest = audit.newest and audit.newest._asdict()
         facts = audit._asdict() | {"newest": newest, "cached_feeds": cached_feeds}
-        show_document(facts | {"findings": [finding._asdict() for finding in audit.findings]})
+        print_json(facts | {"findings": [finding._asdict() for finding in audit.findings]})
     else:
         show(audit, cached_feeds)
     if audit.findings:
         sys.exit(1)
 
 
-def read_noted(org: str | None, position: int | None, noted_hash: str | None) -> Line | None:
+def read_noted(org: str | None, position: int | None, noted_hash: str | None) -> NotedHash | None:
     """Return the line that was noted, if one is named."""
     if position is None and noted_hash is None:
         return None
     if org is None or position is None or noted_hash is None:
         raise click.UsageError("--from POSITION and --hash HASH go together, and with ORG.")
-    return Line(position, noted_hash.lower())
+    return NotedHash(position, noted_hash.lower())
 
 
 def compare_feeds(connection: Connection[Any], ledger: Ledger, org: str | None) -> FeedAudit | None:
     """Compare the cached feeds, or say why that cannot be."""
     url = require_redis(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL")
-    with closing(Link(url)) as link:
+    with closing(WorkerConnection(url)) as link:
         try:
             return audit_feeds(connection, link, ledger.usage_numbers, org)
         except FeedsAway as error:
@@ -81,7 +83,7 @@ def compare_feeds(connection: Connection[Any], ledger: Ledger, org: str | None) 
 def show(audit: Audit, cached_feeds: int | None) -> None:
     """Print the differences, and what was checked."""
     if audit.findings:
-        show_rows(("organisation", "rule", "where", "expected", "found"), audit.findings)
+        print_table(("organisation", "rule", "where", "expected", "found"), audit.findings)
     checked = [
         count(audit.organisations, "organisation"),
         count(audit.movements, "movement"),

@@ -22,7 +22,7 @@ from feeds.schema import Ledger
 from worker.events import EventRefused
 from worker.intake import counters as counts
 from worker.intake import poison as suspects
-from worker.intake.poison import Suspects, read_suspects
+from worker.intake.poison import Suspicion, read_suspicion
 from worker.intake.streams import AWAKE, AWAKE_MS, stream_of
 from worker.ledger.entries import Entry, Refusal, bury
 from worker.ledger.write import Posted, post_entries
@@ -61,7 +61,7 @@ class Taken(NamedTuple):
 
     shard: int
     entries: list[Entry]
-    before: Suspects
+    before: Suspicion
     repeated: bool
 
 
@@ -166,7 +166,7 @@ def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
     return Outcome.POSTED
 
 
-def look(intake: Intake, waiting: list[int]) -> dict[int, tuple[int, Suspects]]:
+def look(intake: Intake, waiting: list[int]) -> dict[int, tuple[int, Suspicion]]:
     """Return, in random order, how many entries the shards hold, and whom they suspect."""
     order = random.sample(waiting, len(waiting))
     with intake.streams.pipeline(transaction=False) as pipeline:
@@ -175,7 +175,7 @@ def look(intake: Intake, waiting: list[int]) -> dict[int, tuple[int, Suspects]]:
             pipeline.hgetall(suspects.key_of(shard))
         answers = pipeline.execute(raise_on_error=False)
     pairs = zip(order, answers[::2], answers[1::2], strict=True)
-    return {shard: (length, read_suspects(fields)) for shard, length, fields in pairs if is_waiting(length)}
+    return {shard: (length, read_suspicion(fields)) for shard, length, fields in pairs if is_waiting(length)}
 
 
 def is_waiting(length: object) -> bool:
@@ -183,7 +183,7 @@ def is_waiting(length: object) -> bool:
     return isinstance(length, int) and length > 0
 
 
-def lease(intake: Intake, known: dict[int, tuple[int, Suspects]]) -> list[Lease]:
+def lease(intake: Intake, known: dict[int, tuple[int, Suspicion]]) -> list[Lease]:
     """Lease as many shards as a batch needs: all when it is quiet, one when there is a backlog."""
     group: list[int] = []
     entries = 0
@@ -202,7 +202,7 @@ def lock_offsets(intake: Intake, shards: list[int]) -> list[Lease]:
     return [Lease(*row) for row in intake.connection.execute(SQL["lock_offsets"], {"shards": shards})]
 
 
-def read(intake: Intake, leases: list[Lease], known: dict[int, tuple[int, Suspects]]) -> list[Taken]:
+def read(intake: Intake, leases: list[Lease], known: dict[int, tuple[int, Suspicion]]) -> list[Taken]:
     """Read the leased shards from their start, and note that posting begins.
 
     A shard whose first entry was posted, but not yet deleted, by a drain of this second is left to it.

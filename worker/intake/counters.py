@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from feeds.cached.writer import Shown
+from feeds.cached.writer import Published
 from worker.ledger.write import Posted
 
 COUNTS = "events:counts"
@@ -38,7 +38,7 @@ def note_batch(posted: Posted) -> None:
     pending["batch_splits"] += posted.splits
 
 
-def note_shown(shown: Shown) -> None:
+def note_published(shown: Published) -> None:
     """Count what came of showing a batch, in organisations; `given_up` in batches."""
     pending["shown appended"] += shown.appended
     pending["shown dropped"] += shown.dropped

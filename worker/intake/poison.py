@@ -16,7 +16,7 @@ third less CPU: each organisation is locked, read and written once for several e
 DEATHS_TOLERATED = 3
 
 
-class Suspects(NamedTuple):
+class Suspicion(NamedTuple):
     """What is known of a shard's deaths.
 
     `deaths`: batches in a row that began and never ended. `size`: how many entries from the
@@ -37,10 +37,10 @@ class Suspects(NamedTuple):
         """Whether the shard's first entry is to be buried unposted."""
         return self.alone >= DEATHS_TOLERATED
 
-    def survive(self, size: int) -> "Suspects":
+    def survive(self, size: int) -> "Suspicion":
         """Return what is known after a batch of `size` entries has ended well."""
         left = self.size - size
-        return Suspects(self.deaths, left) if self.deaths >= DEATHS_TOLERATED and left > 0 else Suspects()
+        return Suspicion(self.deaths, left) if self.deaths >= DEATHS_TOLERATED and left > 0 else Suspicion()
 
 
 def key_of(shard: int) -> str:
@@ -48,29 +48,29 @@ def key_of(shard: int) -> str:
     return f"events:deaths:{shard}"
 
 
-def read_suspects(fields: object) -> Suspects:
+def read_suspicion(fields: object) -> Suspicion:
     """Return what a shard's hash says; what cannot be read says nothing."""
     if not isinstance(fields, Mapping):
-        return Suspects()
+        return Suspicion()
     known = {name.decode(): int(value) for name, value in fields.items()}
-    return Suspects(**{name: known.get(name, 0) for name in Suspects._fields})
+    return Suspicion(**{name: known.get(name, 0) for name in Suspicion._fields})
 
 
-def begin(pipeline: Pipeline, shard: int, before: Suspects, size: int) -> None:
+def begin(pipeline: Pipeline, shard: int, before: Suspicion, size: int) -> None:
     """Note that a batch of `size` entries is about to be posted: a death, until `end` takes it back."""
     alone = before.alone + 1 if size == 1 and before.deaths >= DEATHS_TOLERATED else 0
-    write(pipeline, shard, Suspects(before.deaths + 1, size, alone))
+    write(pipeline, shard, Suspicion(before.deaths + 1, size, alone))
 
 
-def end(pipeline: Pipeline, shard: int, after: Suspects) -> None:
+def end(pipeline: Pipeline, shard: int, after: Suspicion) -> None:
     """Take the death back."""
-    if after == Suspects():
+    if after == Suspicion():
         pipeline.delete(key_of(shard))
     else:
         write(pipeline, shard, after)
 
 
-def write(pipeline: Pipeline, shard: int, suspects: Suspects) -> None:
+def write(pipeline: Pipeline, shard: int, suspects: Suspicion) -> None:
     """Put a shard's hash."""
     fields: dict[Any, Any] = suspects._asdict()
     pipeline.hset(key_of(shard), mapping=fields)

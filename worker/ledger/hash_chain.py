@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 
-from feeds.movement import Movement, show_utc
+from feeds.movement import Movement, format_utc
 from feeds.page import EVERYTHING
 
 
@@ -31,17 +31,17 @@ def content(movement: Movement) -> bytes:
     """
     return (
         f"{movement.ordinals[EVERYTHING]} {movement.id.hex} {movement.kind.letter} {movement.credits}"
-        f" {movement.usage_kind or '-'} {movement.usage_ref} {show_instant(movement.created_at)}"
-        f" {show_draws(movement.draws) or '-'}"
+        f" {movement.usage_kind or '-'} {movement.usage_ref} {format_instant(movement.created_at)}"
+        f" {format_draws(movement.draws) or '-'}"
     ).encode()
 
 
-def show_instant(instant: datetime) -> str:
+def format_instant(instant: datetime) -> str:
     """Return a time in UTC with six digits of the second, which Postgres reads too."""
-    return show_utc(instant.astimezone(UTC), "microseconds")
+    return format_utc(instant.astimezone(UTC), "microseconds")
 
 
 @lru_cache(maxsize=16)  # for the hash, and then for the line
-def show_draws(draws: tuple[tuple[int, int], ...]) -> str:
+def format_draws(draws: tuple[tuple[int, int], ...]) -> str:
     """Return which grant (by number) gave how many credits, as the ledger keeps it."""
     return ",".join([f"{grant_no}:{drawn}" for grant_no, drawn in draws])

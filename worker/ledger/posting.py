@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-from feeds.movement import USAGE_BORNE, AnyUUID, Kind, Movement
+from feeds.movement import USAGE_CAUSED, AnyUUID, Kind, Movement
 from feeds.page import feed_numbers
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
 
@@ -260,7 +260,7 @@ def add(  # noqa: PLR0913, PLR0917 -- the columns of a line
     draws: tuple[tuple[int, int], ...] = (),
 ) -> None:
     """Write one line, with its place in each of its feeds; `created_at` never goes back."""
-    usage_number = terms.usage_numbers[usage_kind] if usage_kind is not None and kind in USAGE_BORNE else None
+    usage_number = terms.usage_numbers[usage_kind] if usage_kind is not None and kind in USAGE_CAUSED else None
     ordinals = {}
     for number in feeds_of(kind, usage_number):
         organisation.counts[number] += 1

@@ -15,7 +15,14 @@ from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
-from worker.ledger.arrays import as_arrays, show_array, show_columns, show_grants, show_line, show_organisations
+from worker.ledger.arrays import (
+    as_arrays,
+    format_array,
+    format_columns,
+    format_grants,
+    format_movement,
+    format_organisations,
+)
 from worker.ledger.entries import Entry, Refusal, bury
 from worker.ledger.hash_chain import chain, start_chain
 from worker.ledger.posting import Grant, Organisation, Terms, post
@@ -153,14 +160,14 @@ def lock(
     Returns which entries were buried before, the organisations' numbers, and their state so far.
     """
     sources = {
-        "streams": show_array(entry.stream for entry in entries),
-        "entry_ids": show_array(entry.entry_id for entry in entries),
+        "streams": format_array(entry.stream for entry in entries),
+        "entry_ids": format_array(entry.entry_id for entry in entries),
     }
     with connection.pipeline():
         connection.execute(SQL["bound_work"])
         found = connection.execute(SQL["find_buried"], sources)
-        connection.execute(SQL["insert_organisations"], {"org_ids": show_array(org_ids)})
-        locked = connection.execute(SQL["lock_organisations"], {"org_ids": show_array(org_ids)})
+        connection.execute(SQL["insert_organisations"], {"org_ids": format_array(org_ids)})
+        locked = connection.execute(SQL["lock_organisations"], {"org_ids": format_array(org_ids)})
     buried = defaultdict(set)
     for stream, entry_id, digest in found:
         buried[stream, entry_id].add(digest)
@@ -194,9 +201,9 @@ def read(
     with connection.pipeline():
         found_grants = connection.execute(
             SQL["read_grants"],
-            {"org_nos": show_array(org_nos.values()), **show_columns(grants, "ref_org_nos", "grant_refs")},
+            {"org_nos": format_array(org_nos.values()), **format_columns(grants, "ref_org_nos", "grant_refs")},
         )
-        found_usages = connection.execute(SQL["read_usages"], show_columns(usages, "ref_org_nos", "usage_refs"))
+        found_usages = connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
     [(now,)] = connection.execute(SQL["read_clock"]).fetchall()
     by_no = {org_nos[org_id]: organisation for org_id, organisation in organisations.items()}
     for org_no, *grant in found_grants:
@@ -230,7 +237,7 @@ def chain_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iter
     last_hash = organisation.last_hash or start_chain(organisation.org_id)
     for movement in organisation.movements:
         last_hash = chain(last_hash, movement)
-        yield show_line(org_no, movement, ledger, last_hash)
+        yield format_movement(org_no, movement, ledger, last_hash)
     organisation.last_hash = last_hash
 
 
@@ -247,11 +254,11 @@ def write_states(
         for grant in organisation.changed_grants.values()
     ]
     if grants:
-        connection.execute(SQL["write_grants"], show_grants(grants))
+        connection.execute(SQL["write_grants"], format_grants(grants))
     changed = [
         organisation
         for organisation in organisations.values()
         if organisation.org_id in posted.movements or organisation.changed_grants
     ]
     if changed:
-        connection.execute(SQL["write_organisations"], show_organisations(org_nos, changed))
+        connection.execute(SQL["write_organisations"], format_organisations(org_nos, changed))

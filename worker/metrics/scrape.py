@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from redis.exceptions import RedisError
 
-from feeds.endpoint.metrics import Memory, show_redis
+from feeds.endpoint.metrics import Memory, redis_metrics
 from feeds.queries import load_queries
 from worker.events import EventRefused
 from worker.intake.counters import COUNTS, VERIFIED, read_counts
@@ -35,11 +35,11 @@ COUNTERS = {
 
 def measure() -> Iterator[Metric]:
     """Yield the state of the write side, now."""
-    yield from measure_ledger()
-    yield from measure_streams()
+    yield from ledger_metrics()
+    yield from redis_stream_metrics()
 
 
-def measure_ledger() -> Iterator[Metric]:
+def ledger_metrics() -> Iterator[Metric]:
     """Yield what Postgres says of the work."""
     up = GaugeMetricFamily("usage_feeds_server_up", "Whether a server gave an answer", labels=["server"])
     age = gauge("last_batch_age_seconds", "How long ago a batch was last posted")
@@ -72,7 +72,7 @@ def codes_of(refused: type[EventRefused]) -> Iterator[str]:
         yield from codes_of(narrower)
 
 
-def measure_streams() -> Iterator[Metric]:
+def redis_stream_metrics() -> Iterator[Metric]:
     """Yield what the streams' Redis says of the work."""
     shards = range(worker_settings().event_shards)
     try:
@@ -88,18 +88,18 @@ def measure_streams() -> Iterator[Metric]:
                 pipeline.xrange(stream_of(shard), count=1)
             clock, swept, memory, counted, verified, *found = pipeline.execute(raise_on_error=False)
     except (RedisError, ValueError):  # ValueError: an address that cannot be read
-        yield from show_redis("streams", None)
+        yield from redis_metrics("streams", None)
         return
     told = memory if isinstance(memory, dict) else {}
-    yield from show_redis("streams", Memory(told.get("used_memory", 0), told.get("maxmemory", 0)))
+    yield from redis_metrics("streams", Memory(told.get("used_memory", 0), told.get("maxmemory", 0)))
     if isinstance(clock, tuple):
         now = clock[0] + clock[1] / 1e6
-        yield from show_streams(now, swept, found)
-        yield from show_verified(now, verified if isinstance(verified, dict) else {})
-    yield from show_counts(counted if isinstance(counted, dict) else {})
+        yield from stream_metrics(now, swept, found)
+        yield from verify_metrics(now, verified if isinstance(verified, dict) else {})
+    yield from counter_metrics(counted if isinstance(counted, dict) else {})
 
 
-def show_streams(now: float, swept: object, found: list[Any]) -> Iterator[Metric]:
+def stream_metrics(now: float, swept: object, found: list[Any]) -> Iterator[Metric]:
     """Yield what waits, by shard, and how old the last sweep is. Ages are of Redis's clock; ids may lie ahead of it."""
     waiting = gauge("stream_events", "Events that wait", "shard")
     oldest = gauge("stream_oldest_seconds", "For how long the oldest event has waited", "shard")
@@ -118,7 +118,7 @@ def show_streams(now: float, swept: object, found: list[Any]) -> Iterator[Metric
     yield sweep
 
 
-def show_verified(now: float, fields: dict[bytes, bytes]) -> Iterator[Metric]:
+def verify_metrics(now: float, fields: dict[bytes, bytes]) -> Iterator[Metric]:
     """Yield when the whole ledger was last verified, and what was found."""
     age = gauge("last_verify_age_seconds", "How long ago `verify` last went through the whole ledger")
     differences = gauge("last_verify_differences", "How many differences it found")
@@ -128,7 +128,7 @@ def show_verified(now: float, fields: dict[bytes, bytes]) -> Iterator[Metric]:
     yield from (age, differences)
 
 
-def show_counts(fields: dict[bytes, bytes]) -> Iterator[Metric]:
+def counter_metrics(fields: dict[bytes, bytes]) -> Iterator[Metric]:
     """Yield what workers have counted."""
     counts = read_counts(fields)
     for name, (promise, labels) in COUNTERS.items():

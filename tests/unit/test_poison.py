@@ -4,19 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.intake.poison import BATCH, Suspects, read_suspects
+from worker.intake.poison import BATCH, Suspicion, read_suspicion
 
 
 def run(killers, length):
     """Post `length` entries of which some kill; return which were buried, and how many died on the way."""
-    waiting, buried, known, deaths = list(range(length)), [], Suspects(), 0
+    waiting, buried, known, deaths = list(range(length)), [], Suspicion(), 0
     while waiting:
         if known.guilty:
             buried.append(waiting.pop(0))
-            known = Suspects()
+            known = Suspicion()
             continue
         taken = waiting[: known.batch]
-        begun = Suspects(known.deaths + 1, len(taken), known.alone + 1 if len(taken) == 1 and known.deaths >= 3 else 0)
+        begun = Suspicion(known.deaths + 1, len(taken), known.alone + 1 if len(taken) == 1 and known.deaths >= 3 else 0)
         if killers & set(taken):
             known, deaths = begun, deaths + 1
             assert deaths < 1000
@@ -38,10 +38,10 @@ def test_every_killer_is_buried_and_nobody_else(killers):
 
 
 def test_two_deaths_change_nothing():
-    assert Suspects(2, BATCH).batch == BATCH
-    assert Suspects(2, BATCH).survive(BATCH) == Suspects()
+    assert Suspicion(2, BATCH).batch == BATCH
+    assert Suspicion(2, BATCH).survive(BATCH) == Suspicion()
 
 
 @pytest.mark.parametrize("fields", [{}, None, ValueError("WRONGTYPE")])
 def test_what_redis_cannot_say_suspects_nobody(fields):
-    assert read_suspects(fields) == Suspects()
+    assert read_suspicion(fields) == Suspicion()

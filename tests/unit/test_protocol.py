@@ -6,7 +6,7 @@ import pytest
 
 from feeds.cached import protocol as wires
 from feeds.cached.format import FeedsAway
-from feeds.cached.protocol import Wire, pack
+from feeds.cached.protocol import RedisProtocol, pack
 
 GET = pack(("GET", "count"))
 
@@ -33,7 +33,7 @@ class Transport(asyncio.Transport):
 
 
 def connected():
-    wire = Wire(reply_within_s=5.0)
+    wire = RedisProtocol(reply_within_s=5.0)
     wire.connection_made(Transport())
     return wire
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from feeds.cursor import NO_CEILING, Cursor, Direction, Seal, place_cursor, write_cursor
-from feeds.page import Filter, Place, Span, count_pages, cut, number_of, place_page
+from feeds.cursor import NO_CEILING, Cursor, Direction, Signer, place_cursor, write_cursor
+from feeds.page import Filter, Place, Span, count_pages, cut, page_number, place_page
 
 RENDERING = 1
 """The version of a body's form. Raise it whenever a body would differ for the same facts."""
 
 
-class Ask(NamedTuple):
+class PageRequest(NamedTuple):
     """What a reader asks of one organisation's feeds: a numbered page, or where a cursor leads."""
 
     feed: Filter
@@ -31,15 +31,15 @@ class Ask(NamedTuple):
         return self.cursor.direction if self.cursor else Direction.NEXT
 
 
-def show_listing(seal: Seal, org_id: str, ask: Ask, count: int, entries: Sequence[bytes]) -> bytes:
+def render_body(seal: Signer, org_id: str, ask: PageRequest, count: int, entries: Sequence[bytes]) -> bytes:
     """Return the body: entries (the JSON of lines, newest first) and the `pages` object of the same moment."""
     return b'{"object":"list","items":[%b],"pages":%b}' % (
         b",".join(entries),
-        show_pages(seal, org_id, ask, count),
+        render_pages(seal, org_id, ask, count),
     )
 
 
-def show_pages(seal: Seal, org_id: str, ask: Ask, count: int) -> bytes:
+def render_pages(seal: Signer, org_id: str, ask: PageRequest, count: int) -> bytes:
     """Return the `pages` object. Built by hand: nothing in it holds a character that JSON would escape."""
     span = cut(ask.place, count)
     has_next, has_prev = span.below > 0, span.newest < count
@@ -47,7 +47,7 @@ def show_pages(seal: Seal, org_id: str, ask: Ask, count: int) -> bytes:
     def show(cursor: Cursor) -> str:
         return f'"{write_cursor(seal, org_id, ask.feed, cursor)}"'
 
-    page = number_of(span, count, ask.limit) if ask.cursor else ask.page
+    page = page_number(span, count, ask.limit) if ask.cursor else ask.page
     return (
         f'{{"object":"cursor","page":{page},"limit":{ask.limit},"total_items":{count},'
         f'"total_pages":{count_pages(count, ask.limit)},'
@@ -58,7 +58,7 @@ def show_pages(seal: Seal, org_id: str, ask: Ask, count: int) -> bytes:
     ).encode()
 
 
-def this_page(ask: Ask, span: Span) -> Cursor:
+def this_page(ask: PageRequest, span: Span) -> Cursor:
     """Return the cursor that leads to the same lines again, however many arrive meanwhile."""
     if ask.direction is Direction.NEXT:
         return Cursor(Direction.NEXT, span.newest)
@@ -66,7 +66,7 @@ def this_page(ask: Ask, span: Span) -> Cursor:
     return Cursor(Direction.PREV, span.below, span.newest if is_short else NO_CEILING)
 
 
-def tag_listing(seal: Seal, org_id: str, ask: Ask, count: int, epoch: UUID) -> str:
+def make_etag(seal: Signer, org_id: str, ask: PageRequest, count: int, epoch: UUID) -> str:
     """Return the strong ETag: a function of all that the body is a function of."""
     feed, cursor = ask.feed, ask.cursor
     # No part holds a blank, so that different facts never read the same.

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from feeds.cached import multiplexer as gathered
-from feeds.cached.format import FeedsAway, Found, Miss, Missed
-from feeds.cached.multiplexer import Gathered
+from feeds.cached.format import FeedsAway, Hit, Miss, MissReason
+from feeds.cached.multiplexer import Multiplexer
 from feeds.cached.protocol import pack
 from feeds.cached.reader import CachedFeeds
 from feeds.page import place_page
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def connected(url, **more):
-    connection = Gathered(url, **more)
+    connection = Multiplexer(url, **more)
     await connection.start()
     try:
         yield connection
@@ -104,7 +104,7 @@ async def test_a_cached_page_costs_one_round_trip(redis_url):
         await feeds.refill(ORG, 0, ledger.reader(ORG, 0))
         for _ in range(5):
             before = relay.chunks
-            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Found)
+            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Hit)
             assert relay.chunks == before + 1
 
 
@@ -192,7 +192,7 @@ async def test_after_a_restart_the_epoch_is_learned_before_the_server_is_trusted
     with own_server(program=redis_program) as server:
         async with CachedFeeds(server.url, ledger.read_epoch) as feeds:
             await feeds.refill(ORG, 0, ledger.reader(ORG, 0))
-            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Found)
+            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Hit)
 
             away = asyncio.Event()
 
@@ -202,17 +202,17 @@ async def test_after_a_restart_the_epoch_is_learned_before_the_server_is_trusted
 
             feeds.read_epoch = no_epoch
             await away.wait()
-            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Found)
+            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Hit)
 
             with redis.Redis.from_url(server.url) as client:
                 client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await until(lambda: feeds.gathered.server is None)
-            assert await feeds.page(ORG, 0, place_page(1, 20)) == Missed(Miss.AWAY)
-            await until(lambda: "no epoch" in feeds.gathered.last_error)
+            await until(lambda: feeds.multiplexer.server is None)
+            assert await feeds.page(ORG, 0, place_page(1, 20)) == Miss(MissReason.AWAY)
+            await until(lambda: "no epoch" in feeds.multiplexer.last_error)
 
             feeds.read_epoch = ledger.read_epoch
-            await until(lambda: feeds.gathered.server is not None)
-            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Found)
+            await until(lambda: feeds.multiplexer.server is not None)
+            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Hit)
 
 
 async def test_a_paused_server_costs_a_reader_a_tenth_of_a_second_and_then_nothing(redis_program):
@@ -225,11 +225,11 @@ async def test_a_paused_server_costs_a_reader_a_tenth_of_a_second_and_then_nothi
             try:
                 for within_s in (gathered.REPLY_WITHIN_S + 0.3, 0.1):
                     began = time.monotonic()
-                    assert await feeds.page(ORG, 0, place_page(1, 20)) == Missed(Miss.AWAY)
+                    assert await feeds.page(ORG, 0, place_page(1, 20)) == Miss(MissReason.AWAY)
                     assert time.monotonic() - began < within_s
                 newest = await feeds.refill(ORG, 0, ledger.reader(ORG, 0))
                 assert newest.total == 5
             finally:
                 os.kill(server.process.pid, signal.SIGCONT)
-            await until(lambda: feeds.gathered.server is not None)
-            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Found)
+            await until(lambda: feeds.multiplexer.server is not None)
+            assert isinstance(await feeds.page(ORG, 0, place_page(1, 20)), Hit)

@@ -2,19 +2,19 @@ import asyncio
 
 import pytest
 
-from feeds.single_flight import Flights
+from feeds.single_flight import SingleFlight
 
 
 def test_all_who_come_before_a_question_begins_share_it():
     async def run():
-        flights, asked = Flights(), []
+        single_flight, asked = SingleFlight(), []
 
         async def ask():
             asked.append(len(asked))
             await asyncio.sleep(0)
             return asked[-1]
 
-        return await asyncio.gather(*(flights.share("key", ask) for _ in range(1000))), asked
+        return await asyncio.gather(*(single_flight.run("key", ask) for _ in range(1000))), asked
 
     answers, asked = asyncio.run(run())
     assert (answers, asked) == ([0] * 1000, [0])
@@ -22,7 +22,7 @@ def test_all_who_come_before_a_question_begins_share_it():
 
 def test_who_comes_while_a_question_is_under_way_shares_the_next_one():
     async def run():
-        flights, under_way, release, asked = Flights(), asyncio.Event(), asyncio.Event(), []
+        single_flight, under_way, release, asked = SingleFlight(), asyncio.Event(), asyncio.Event(), []
 
         async def ask():
             asked.append(len(asked))
@@ -31,9 +31,9 @@ def test_who_comes_while_a_question_is_under_way_shares_the_next_one():
             await release.wait()
             return answer
 
-        first = asyncio.create_task(flights.share("key", ask))
+        first = asyncio.create_task(single_flight.run("key", ask))
         await under_way.wait()
-        later = [asyncio.create_task(flights.share("key", ask)) for _ in range(1000)]
+        later = [asyncio.create_task(single_flight.run("key", ask)) for _ in range(1000)]
         await asyncio.sleep(0)
         begun_beside_the_first = len(asked) - 1
         release.set()
@@ -44,13 +44,13 @@ def test_who_comes_while_a_question_is_under_way_shares_the_next_one():
 
 def test_keys_do_not_wait_for_each_other():
     async def run():
-        flights, never = Flights(), asyncio.Event()
+        single_flight, never = SingleFlight(), asyncio.Event()
 
         async def answer():
             return "b"
 
-        hung = asyncio.create_task(flights.share("a", never.wait))
-        answered = await asyncio.wait_for(flights.share("b", answer), 5)
+        hung = asyncio.create_task(single_flight.run("a", never.wait))
+        answered = await asyncio.wait_for(single_flight.run("b", answer), 5)
         never.set()
         await hung
         return answered
@@ -60,7 +60,7 @@ def test_keys_do_not_wait_for_each_other():
 
 def test_an_error_reaches_all_who_share_it_and_the_next_question_is_asked_anew():
     async def run():
-        flights, asked = Flights(), []
+        single_flight, asked = SingleFlight(), []
 
         async def ask():
             asked.append(1)
@@ -68,16 +68,16 @@ def test_an_error_reaches_all_who_share_it_and_the_next_question_is_asked_anew()
                 raise LookupError
             return "answer"
 
-        failed = await asyncio.gather(*(flights.share("key", ask) for _ in range(3)), return_exceptions=True)
-        return [type(error) for error in failed], await flights.share("key", ask)
+        failed = await asyncio.gather(*(single_flight.run("key", ask) for _ in range(3)), return_exceptions=True)
+        return [type(error) for error in failed], await single_flight.run("key", ask)
 
     assert asyncio.run(run()) == ([LookupError] * 3, "answer")
 
 
 def test_one_who_gives_up_takes_nothing_from_the_others():
     async def run():
-        flights, release = Flights(), asyncio.Event()
-        tasks = [asyncio.create_task(flights.share("key", release.wait)) for _ in range(3)]
+        single_flight, release = SingleFlight(), asyncio.Event()
+        tasks = [asyncio.create_task(single_flight.run("key", release.wait)) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[0].cancel()
         release.set()

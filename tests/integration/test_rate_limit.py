@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from feeds import counters as tally
-from feeds.cached.multiplexer import Gathered
-from feeds.cached.protocol import Wire
+from feeds.cached.multiplexer import Multiplexer
+from feeds.cached.protocol import RedisProtocol
 from feeds.endpoint.errors import RateLimited
-from feeds.endpoint.rate_limit import Limits
+from feeds.endpoint.rate_limit import RateLimiter
 from feeds.keys import create_key
 from tests.integration.command_line import run, run_json
 from tests.integration.endpoint_asks import PATH, assert_refused, headers_of
@@ -25,11 +25,11 @@ NOWHERE = "redis://127.0.0.1:1/0"
 @asynccontextmanager
 async def limits_of(*urls):
     """Give one process's limits for each address."""
-    connections = [Gathered(url) for url in urls]
+    connections = [Multiplexer(url) for url in urls]
     for connection in connections:
         await connection.start()
     try:
-        yield [Limits(connection) for connection in connections]
+        yield [RateLimiter(connection) for connection in connections]
     finally:
         for connection in connections:
             await connection.close()
@@ -60,7 +60,7 @@ async def take_in_a_row(limits, key_id, rate):
 @pytest.fixture
 def writes():
     """Give the list of what goes to Redis, a write each; the connection's own looks are left out."""
-    seen, flush = [], Wire.flush
+    seen, flush = [], RedisProtocol.flush
 
     def watched(wire):
         sent = b"".join(wire.unsent)
@@ -68,7 +68,7 @@ def writes():
             seen.append(sent)
         flush(wire)
 
-    with patch.object(Wire, "flush", watched):
+    with patch.object(RedisProtocol, "flush", watched):
         yield seen
 
 

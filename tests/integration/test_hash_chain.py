@@ -13,7 +13,7 @@ from feeds.movement import Kind, Movement
 from tests.integration.test_verify import HISTORY, post
 from tests.seed import MIXED, seed
 from worker.__main__ import cli
-from worker.audit.ledger import Line, audit_ledger
+from worker.audit.ledger import NotedHash, audit_ledger
 from worker.ledger.hash_chain import chain, content, start_chain
 
 
@@ -70,7 +70,7 @@ def test_the_chain_can_be_walked_line_by_line_with_nothing_but_sha256(connection
         walked = sha256(walked + line.encode()).digest()
         assert stored == walked
     assert len(rows) == 15
-    assert audit_ledger(connection, "org_a").newest == Line(15, walked.hex())
+    assert audit_ledger(connection, "org_a").newest == NotedHash(15, walked.hex())
 
 
 def test_two_organisations_with_the_same_lines_have_different_chains(connection):
@@ -138,10 +138,10 @@ def test_a_history_rewritten_whole_is_betrayed_by_a_line_that_was_noted(connecti
     rewrite_all_from(connection, "org_a", 3)
 
     assert audit_ledger(connection, "org_a").findings == []
-    assert audit_ledger(connection, "org_a", Line(2, second)).findings == []
+    assert audit_ledger(connection, "org_a", NotedHash(2, second)).findings == []
     [finding] = audit_ledger(connection, "org_a", newest).findings
     assert finding[:4] == ("org_a", "noted_hash", "position 15", newest.hash)
-    [finding] = audit_ledger(connection, "org_a", Line(99, early.hash)).findings
+    [finding] = audit_ledger(connection, "org_a", NotedHash(99, early.hash)).findings
     assert finding.found == "no such line"
 
 
