@@ -12,9 +12,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from feeds.identifiers import USAGE_KIND_PATTERN
 from feeds.state import addresses_file
 
-UsageKind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+UsageKind = Annotated[str, StringConstraints(pattern=f"^{USAGE_KIND_PATTERN}$")]
 MOST_GRACE_S = 10 * 366 * 24 * 3600
 
 

@@ -17,6 +17,8 @@ from pydantic import (
     field_validator,
 )
 
+from feeds.identifiers import ORG_ID_PATTERN, REF_PATTERN
+
 EVENT_BYTES = 64 * 1024
 USAGE_KINDS = ("ai_usage", "tm_usage")
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -65,8 +67,8 @@ def read_time(value: object) -> datetime:
     return value.astimezone(UTC)
 
 
-OrgId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
-Ref = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+OrgId = Annotated[str, StringConstraints(pattern=f"^{ORG_ID_PATTERN}$")]
+Ref = Annotated[str, StringConstraints(pattern=f"^{REF_PATTERN}$")]
 Time = Annotated[datetime, BeforeValidator(read_time)]
 MOST_CREDITS = 10**12
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from feeds.endpoint.errors import Forbidden, IdentityMissing, Problem
+from feeds.identifiers import ORG_ID_PATTERN
 from feeds.keys import BILLING_READ, READING_ROLES, digest_of, is_well_formed
 from feeds.postgres import Postgres, PostgresAway, Row
 from feeds.queries import load_queries
@@ -30,8 +31,7 @@ REFUSED_FRESH_S = 1.0
 KNOWN_MAX = 10_000
 REFUSED_MAX = 1_000
 
-
-ORG_ID = re.compile("[A-Za-z0-9_.:-]{1,64}")
+ORG_ID = re.compile(ORG_ID_PATTERN)
 NO_ORG = ""
 """In place of a name that no organisation can have."""
 

@@ -11,6 +11,7 @@ from feeds.cursor import CURSOR_CHARS
 from feeds.endpoint import errors
 from feeds.endpoint.errors import Problem
 from feeds.endpoint.query import LIMIT_DEFAULT, LIMIT_MAX, PAGE_MAX
+from feeds.identifiers import ORG_ID_PATTERN
 from feeds.movement import Kind
 
 Json = dict[str, Any]
@@ -188,7 +189,7 @@ def or_empty(schema: Json) -> Json:
 
 def describe_headers() -> list[Json]:
     """Return the request's headers, but for the key."""
-    org_id = {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,64}$"}
+    org_id = {"type": "string", "pattern": f"^{ORG_ID_PATTERN}$"}
     return [
         {
             "name": "X-Org-ID",

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from feeds.identifiers import ORG_ID_PATTERN, USER_ID_PATTERN
 from worker.events import read_time
 
 
@@ -37,6 +38,6 @@ class Matching(click.ParamType[str]):
 
 
 INSTANT = Instant()
-ORG = Matching("org", "[A-Za-z0-9_.:-]{1,64}")
+ORG = Matching("org", ORG_ID_PATTERN)
 HASH = Matching("hash", "[0-9a-fA-F]{64}")
-USER = Matching("user", "[A-Za-z0-9_.:@+-]{1,128}")
+USER = Matching("user", USER_ID_PATTERN)

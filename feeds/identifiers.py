@@ -1,0 +1,11 @@
+"""Which texts are an organisation's id, a user's id, a ref and a usage kind?
+
+Pure, and without imports: producers load it with the core dependencies only. The database checks `org_id`, `user_id`
+and `usage_kind` against the same patterns: worker/migrations/0001_create_ledger.sql and 0002_create_keys.sql.
+"""
+
+ORG_ID_PATTERN = "[A-Za-z0-9_.:-]{1,64}"
+USER_ID_PATTERN = "[A-Za-z0-9_.:@+-]{1,128}"
+REF_PATTERN = "[A-Za-z0-9_.:-]{1,128}"
+USAGE_KIND_PATTERN = "[a-z][a-z0-9_]{0,63}"
+"""None of the patterns is anchored: match the whole text."""
