@@ -1,7 +1,7 @@
-"""What has this process done since it began?
+"""What has this process counted since it started?
 
-Plain counts, raised where the thing is done and read at the scrape: a request must not pay for being counted.
-No name in them may come from a request: a scrape needs no key.
+Plain counters, raised where the thing happens and read at the scrape: a request must not pay for being counted. No label
+may come from a request, because a scrape needs no key.
 """
 
 from collections import Counter
@@ -9,10 +9,10 @@ from collections import Counter
 answers = Counter[str]()
 """How requests for a page ended: `page`, `unchanged`, or an error's code."""
 hits = Counter[str]()
-"""Which pages were proven true: `process`, kept here and checked by their count; `redis`, made of cached lines."""
+"""Which cache held a current page: `process` (a page sent before, its count revalidated); `redis` (cached items)."""
 misses = Counter[str]()
-"""Why the cache could not answer, by `feeds.cached.format.MissReason`."""
+"""Why the cache had no answer, by `feeds.cached.format.MissReason`."""
 refills = Counter[str]()
-"""What came of a refill: `put`; `refused`, as something newer may have come; `away`."""
+"""How refills ended: `put`; `refused`, as something newer may have been published; `away`."""
 limits = Counter[str]()
-"""Where a key's rate was checked: `redis`; `process`, as Redis was away; `kept`, as its refusal still held."""
+"""Where a key's rate was checked: `redis`; `process`, as Redis was away; `kept`, an earlier refusal that still held."""

@@ -1,6 +1,6 @@
 """Which slice of which feed does a reader ask for?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from feeds.movement import USAGE_CAUSED, Kind
@@ -33,8 +33,13 @@ def feed_number(kind: Kind | None, usage_number: int | None) -> int | None:
     return 7 + 3 * usage_number + (kind is Kind.OVERFLOW)
 
 
+def number_of(feed: Filter, usage_numbers: Mapping[str, int]) -> int | None:
+    """Return the number of the feed that a filter names, or None for one always empty."""
+    return feed_number(feed.kind, usage_numbers[feed.usage_kind] if feed.usage_kind else None)
+
+
 def filter_of(number: int, usage_kinds: Sequence[str]) -> Filter:
-    """Return the filter that a feed's number stands for: the inverse of `feed_number`."""
+    """Return the filter that a feed's number stands for: the inverse of `number_of`."""
     if number <= len(KINDS):
         return Filter(KINDS[number - 1] if number else None)
     usage_number, shape = divmod(number - 6, 3)

@@ -1,20 +1,21 @@
-"""Where does a page come from?"""
+"""Where does a page come from: the cache, or Postgres and then the cache?"""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import NamedTuple
 from uuid import UUID
 
-from feeds import counters as tally
+from feeds import counters
 from feeds.cached.format import Hit, Miss, MissReason
 from feeds.cached.reader import CachedFeeds, Revalidation
-from feeds.page import Filter, Place, cut, feed_number
+from feeds.page import Filter, Place, cut, number_of
 from feeds.postgres import PostgresAway
 from feeds.single_flight import SingleFlight
 from feeds.store import Slice, Store, read_newest, read_place, read_slice
 
-NEVER = UUID(int=0)
-READ_S = 0.9
-"""How long a reader waits for Postgres, the wait for an earlier question of the same kind included."""
+NO_EPOCH = UUID(int=0)
+READ_WITHIN_S = 0.9
+"""How long one page may wait for Postgres, including the wait for an earlier call with the same key."""
 TRIES = 3
 
 
@@ -26,71 +27,96 @@ class Feeds(NamedTuple):
     cache: CachedFeeds
 
 
-async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hit | Miss | None = None) -> Slice:
-    """Return the lines at a place of an organisation's feed as they are now.
+class FeedId(NamedTuple):
+    """One feed of one organisation, by its filter and by its number."""
 
-    From the cache in one round trip, else from Postgres; `answer` is what the cache has just said, if it was asked.
-    Raises `PostgresAway`.
+    org_id: str
+    filter: Filter
+    number: int
+
+
+async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hit | Miss | None = None) -> Slice:
+    """Return the items at a place of an organisation's feed as they are now: from the cache, else from Postgres.
+
+    Args:
+        feeds: What to read from.
+        org_id: The organisation that the caller may read.
+        feed: Which of its feeds.
+        place: Which part of that feed.
+        answer: What the cache has just answered, if it was already asked.
+
+    Raises:
+        PostgresAway: The cache has no answer and Postgres gives none in time.
     """
-    epoch = feeds.cache.epoch  # the cache builds its keys before it waits for anything: they are of this epoch
-    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
+    epoch = feeds.cache.epochs.current  # the cache builds its keys before it awaits: they are of this epoch
+    number = number_of(feed, feeds.store.usage_numbers)
     if number is None:
-        return Slice(NEVER, 0, 0, [])
+        return Slice(NO_EPOCH, 0, 0, [])
     if answer is None:
-        answer = await feeds.cache.page(org_id, number, place)
+        answer = await feeds.cache.read(org_id, number, place)
     if isinstance(answer, Hit):
-        tally.hits["redis"] += 1
+        counters.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
-        return Slice(epoch, answer.total, cut(place, answer.total).newest, answer.entries)
-    tally.misses[answer.reason] += 1
+        return Slice(epoch, answer.total, cut(place, answer.total).newest, answer.items)
+    counters.misses[answer.reason] += 1
     try:
-        async with asyncio.timeout(READ_S):
+        async with asyncio.timeout(READ_WITHIN_S):
             for _ in range(TRIES):
-                found = await read_ledger(feeds, org_id, feed, number, place, answer)
-                if feeds.cache.admit(org_id, number, found):
+                found = await read_ledger(feeds, FeedId(org_id, feed, number), place, answer)
+                if feeds.cache.note_read(org_id, number, found):
                     break
             return found
     except TimeoutError as error:
         raise PostgresAway("no page in time") from error
 
 
-def check_page(  # noqa: PLR0913, PLR0917 -- what was asked, and the moment of the answer
+def make_revalidation(  # noqa: PLR0913, PLR0917 -- the request, and the moment of the page
     feeds: Feeds, org_id: str, feed: Filter, place: Place, epoch: UUID, total: int
 ) -> Revalidation | None:
-    """Return the question whether a page is still true; None while the cache cannot answer it."""
-    number = feed_number(feed.kind, feeds.store.usage_numbers[feed.usage_kind] if feed.usage_kind else None)
-    if number is None or epoch != feeds.cache.epoch:
+    """Return the request whether a page is still current; None while the cache cannot answer it."""
+    number = number_of(feed, feeds.store.usage_numbers)
+    if number is None or epoch != feeds.cache.epochs.current:
         return None
-    return feeds.cache.check(org_id, number, place, total)
+    return feeds.cache.make_revalidation(org_id, number, place, total)
 
 
-async def read_ledger(  # noqa: PLR0913, PLR0917 -- what was asked, and what the cache said
-    feeds: Feeds, org_id: str, feed: Filter, number: int, place: Place, missed: Miss
-) -> Slice:
-    """Return the lines by Postgres, read once for all who wait for them; the newest go into the cache."""
-    store, share = feeds.store, feeds.single_flight.share
-    if missed.reason is MissReason.AWAY:
-        return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
-    epoch = feeds.cache.epoch
-    if missed.reason is MissReason.BEYOND and missed.total is not None and epoch is not None:
-        newest = Slice(epoch, missed.total, missed.total, [])  # the count of the newer pages, for this one too
+async def read_ledger(feeds: Feeds, feed: FeedId, place: Place, miss: Miss) -> Slice:
+    """Return the items at a place from Postgres, read once for all concurrent callers. A cold feed is refilled first."""
+    store, run = feeds.store, feeds.single_flight.run
+
+    def read_here() -> Awaitable[Slice]:
+        return read_place(store, feed.org_id, feed.filter, place)
+
+    if miss.reason is MissReason.AWAY:
+        return await run((feed, place), read_here)
+    epoch = feeds.cache.epochs.current
+    if miss.reason is MissReason.BEYOND and miss.total is not None and epoch is not None:
+        newest = Slice(epoch, miss.total, miss.total, [])  # at the cached count, so that this page fits the newer ones
     else:
-        newest = await share((org_id, number), lambda: fill(feeds, org_id, feed, number))
+        newest = await run(feed, lambda: refill(feeds, feed))
     total, span = newest.total, cut(place, newest.total)
-    if span.newest == span.below or span.below >= total - len(newest.entries):
-        return newest._replace(newest=span.newest, entries=newest.entries[total - span.newest : total - span.below])
-    older = await share(
-        (org_id, feed, span), lambda: read_slice(store, org_id, feed, first=span.below + 1, last=span.newest)
-    )
+    if span.newest == span.below or span.below >= total - len(newest.items):
+        return newest._replace(newest=span.newest, items=newest.items[total - span.newest : total - span.below])
+    older = await run((feed, span), lambda: read_slice(store, feed.org_id, feed.filter, span.below + 1, span.newest))
     if older.epoch != newest.epoch or older.total < total:  # Postgres was restored meanwhile
-        return await share((org_id, feed, place), lambda: read_place(store, org_id, feed, place))
+        return await run((feed, place), read_here)
     return older._replace(total=total)
 
 
-async def fill(feeds: Feeds, org_id: str, feed: Filter, number: int) -> Slice:
-    """Return the newest lines of a feed that the cache lacks, and put them there; another may just have done so."""
-    window, epoch = feeds.cache.window, feeds.cache.epoch
-    answer = await feeds.cache.page(org_id, number, Place(window))
-    if isinstance(answer, Hit) and epoch is not None:
-        return Slice(epoch, answer.total, answer.total, answer.entries)
-    return await feeds.cache.refill(org_id, number, lambda: read_newest(feeds.store, org_id, feed, window))
+async def refill(feeds: Feeds, feed: FeedId) -> Slice:
+    """Read a feed's newest items from Postgres, put them into the cache, and return them.
+
+    Reads again if something newer may have been published meanwhile. Raises `PostgresAway`.
+    """
+    cache, (org_id, filter_, number) = feeds.cache, feed
+    epoch = cache.epochs.current
+    answer = await cache.read(org_id, number, Place(cache.window))
+    if isinstance(answer, Hit) and epoch is not None:  # another process has just refilled it
+        return Slice(epoch, answer.total, answer.total, answer.items)
+    for _ in range(TRIES):
+        fence = await cache.fence(org_id, number)
+        newest = await read_newest(feeds.store, org_id, filter_, cache.window)
+        cache.note_read(org_id, number, newest)
+        if fence is None or await cache.put(fence, number, newest):
+            break
+    return newest

@@ -30,6 +30,13 @@ class SchemaBehind(UnusableSetup):
         )
 
 
+class LedgerEmpty(UnusableSetup):
+    """The tables exist, but the ledger's own row does not, as in the middle of a restore. Finish it, then migrate."""
+
+    def __init__(self) -> None:
+        super().__init__("The ledger's row is missing: finish the restore, then run `usage-feeds migrate`.")
+
+
 class SchemaAhead(UnusableSetup):
     """The database was migrated by a newer program. Install that one here."""
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from feeds.movement import KIND_OF_LETTER, Movement, render
-from feeds.page import Filter, Place, cut, feed_number
+from feeds.page import Filter, Place, cut, number_of
 from feeds.postgres import Postgres, PostgresAway, Row
 from feeds.queries import load_queries
 
@@ -26,14 +26,14 @@ class Store(NamedTuple):
 class Slice(NamedTuple):
     """Part of a feed, at one moment.
 
-    `entries` are the JSON of its lines, newest first; the first has the ordinal `newest`, each later one
+    `items` are the JSON of its lines, newest first; the first has the ordinal `newest`, each later one
     less. `total` counts the feed's lines; `epoch` is the ledger's.
     """
 
     epoch: UUID
     total: int
     newest: int
-    entries: list[bytes]
+    items: list[bytes]
 
 
 async def read_place(store: Store, org_id: str, feed: Filter, place: Place) -> Slice:
@@ -41,19 +41,18 @@ async def read_place(store: Store, org_id: str, feed: Filter, place: Place) -> S
 
     `feed` must be one that can have lines: `feed_number` is not None.
     """
-    return gather(place, await store.postgres.fetch(*ask(store.usage_numbers, org_id, feed, place), org_id=org_id))
+    return collect_slice(place, await store.postgres.fetch(*page_query(store.usage_numbers, org_id, feed, place), org_id=org_id))
 
 
-def ask(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Place) -> tuple[bytes, dict[str, Any]]:
-    """Return the query that finds a page, and its parameters; `gather` reads its rows."""
-    usage_number = usage_numbers[feed.usage_kind] if feed.usage_kind else None
-    number = feed_number(feed.kind, usage_number)
+def page_query(usage_numbers: Mapping[str, int], org_id: str, feed: Filter, place: Place) -> tuple[bytes, dict[str, Any]]:
+    """Return the query that finds a page, and its parameters; `collect_slice` reads its rows."""
+    number = number_of(feed, usage_numbers)
     if number is None:
         raise ValueError(feed)
     parameters = {
         "org_id": org_id,
         "kind": feed.kind.letter if feed.kind else None,
-        "usage_number": usage_number,
+        "usage_number": usage_numbers[feed.usage_kind] if feed.usage_kind else None,
         "element": number + 1,
         "lines": place.limit,
         "skip": place.skip,
@@ -74,7 +73,7 @@ async def read_newest(store: Store, org_id: str, feed: Filter, window: int) -> S
     return await read_place(store, org_id, feed, Place(window))
 
 
-def gather(place: Place, rows: list[Row]) -> Slice:
+def collect_slice(place: Place, rows: list[Row]) -> Slice:
     """Return the slice that the rows of `read_page` hold, once they prove dense."""
     if not rows:
         raise PostgresAway("the ledger has no facts")

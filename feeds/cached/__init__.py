@@ -1,1 +1,1 @@
-"""What does Redis hold of a feed, who puts it there, and who believes it?"""
+"""The cached feeds: what Redis holds, who writes it, and how a reader checks that it is valid."""

@@ -1,16 +1,15 @@
--- Add new movements to the feeds of one organisation that somebody reads. Returns 1, or 0 where there was
--- nothing to add to.
+-- Append new movements to the cached feeds of one organisation. Returns 1, or 0 if the organisation has none.
 --
--- KEYS: the organisation's hash, then the list of each feed that the movements touch.
--- ARGV: window, number of feeds; then three for each feed: its number, the ordinal of
---       the last movement, and which of the lines belong to it (their places, with commas, at most the
---       window); then the lines, `crc json` as proof.py seals them.
+-- KEYS: the organisation's hash, then the list of each feed that the movements belong to.
+-- ARGV: window, number of feeds; then three for each feed: its number, the ordinal of its last movement, and
+--       which of the items belong to it (their places, separated by commas, at most the window); then the items,
+--       `crc json` as format.py seals them.
 local hash = KEYS[1]
 local window = tonumber(ARGV[1])
 local feeds = tonumber(ARGV[2])
-local lines = 2 + 3 * feeds
+local first_item = 2 + 3 * feeds
 
--- Without its `gen` a hash is nobody's; with a damaged count it tells nothing.
+-- A hash without `gen` belongs to no reader; a hash with a damaged count is useless.
 if redis.call('HEXISTS', hash, 'gen') == 0 then
   redis.call('UNLINK', hash)
   return 0
@@ -26,13 +25,13 @@ for i = 1, feeds do
   end
 end
 
--- Push the lines above `count` to a list.
+-- Push the items above `count` to a list.
 local function push(list, places, first, count)
-  local entries = {}
+  local elements = {}
   for i = math.max(1, count - first + 2), #places do
-    entries[#entries + 1] = string.format('%.0f', first + i - 1) .. ' ' .. ARGV[lines + places[i]]
+    elements[#elements + 1] = string.format('%.0f', first + i - 1) .. ' ' .. ARGV[first_item + places[i]]
   end
-  redis.call('RPUSH', list, unpack(entries))
+  redis.call('RPUSH', list, unpack(elements))
   redis.call('LTRIM', list, -window, -1)
 end
 
@@ -44,13 +43,13 @@ for i = 1, feeds do
   end
   local first = tonumber(last) - #places + 1
   if not count then
-    -- Somebody may be reading this feed from Postgres: a floor refuses his refill if it is older. It is no count,
-    -- as a later append may have found nobody here and passed by.
+    -- A reader may be reading this feed from Postgres: a floor refuses its refill if that is older. The floor is not a
+    -- count: the append of a later movement may have run before this hash existed, and added nothing.
     if tonumber(last) > (floors[i] or 0) then
       redis.call('HSET', hash, '~' .. feed, seal('~' .. feed, last))
     end
   elseif tonumber(last) > count then
-    -- A list that was lost stays lost until it is read; a feed's first line starts one.
+    -- A lost list stays lost until the feed is read again; a feed's first movement starts one.
     local listed = count == 0 or redis.call('EXISTS', list) == 1
     local gap = first > count + 1
     if gap then

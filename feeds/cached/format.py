@@ -1,10 +1,10 @@
-"""Is what Redis holds of a feed provably true?
+"""What does Redis hold of a feed, and how does a reader check that it is valid?
 
-Keys, all of an organisation under one hash tag: a hash of `gen`, a sealed count per feed number that
-was read (under `~` and the number a floor, for one that is being read), and per such feed a list of its
-newest entries, oldest first. An entry is `ordinal crc json`, the JSON without its `feeds.movement.HEAD`. The CRC is
-seeded with the key (so with organisation, epoch and server) and the rendering's version: an entry that is
-damaged, astray or of another version does not prove itself.
+All keys of an organisation share one hash tag. A hash holds `gen` and, per feed number that was read, a sealed count
+(under `~` and the number: a floor, while the feed is being read from Postgres). Each such feed has a list of its newest
+items, oldest first. A list element is `ordinal crc json`, the JSON without its `feeds.movement.HEAD`. The CRC starts from
+the key (so from organisation, epoch and server) and the version of the format: an element that is damaged, out of place or
+of another version is not valid.
 """
 
 from collections.abc import Sequence
@@ -18,94 +18,90 @@ from feeds.movement import HEAD
 from feeds.page import Place, cut
 
 WINDOW = 200
-"""How many of its newest entries a cached feed holds."""
+"""How many of its newest items a cached feed holds."""
 LIFETIME_S = 600
-"""How long a cached organisation lives, counted from its first read: what a lost append costs at most."""
-EPOCH_EVERY_S = 0.15
-"""For how long a process that reads feeds rests, once it has learnt the epoch, before it asks again."""
-EPOCH_WITHIN_S = 0.3
-"""How long it waits to be told; then it asks again."""
+"""How long an organisation's feeds stay cached after their first read: the longest effect of a lost append."""
 HEAD_BYTES = HEAD.encode()
-RENDERING = 2
-"""The version of an entry: raise it when the same movement would be shown, or kept, as other bytes. It is in no key: a
-worker of the version before would append where nobody of this one reads."""
+FORMAT_VERSION = 2
+"""Raise it when the bytes of an item or of its list element change. It is in the CRC and in no key: a worker of the version
+before would append to keys that no reader of this version reads."""
 
 
 class Server(NamedTuple):
-    """A master that holds feeds. A restart changes the first, a failover the second."""
+    """A master that holds feeds. A restart changes the first id, a failover the second."""
 
     run_id: str
     replication_id: str
 
 
 class FeedsAway(Exception):  # noqa: N818 -- a state, not a mistake
-    """The feeds' Redis cannot be used now: no answer in time, no master, or another server than before."""
+    """The feeds' Redis cannot be used now: no reply in time, not a master, or another server than before."""
 
 
 class MissReason(StrEnum):
-    """Why the cache could not answer."""
+    """Why the cache has no answer."""
 
-    AWAY = "away"  # no server, a replica, or one that is too slow
-    COLD = "cold"  # nobody has read this feed lately
-    BEYOND = "beyond"  # older than the window; the count is true
-    SHORT = "short"  # the list was lost, whole or in part; the count is true
+    AWAY = "away"  # no server, a replica, or a server that is too slow
+    COLD = "cold"  # this feed was not read lately
+    BEYOND = "beyond"  # older than the window; the count is valid
+    SHORT = "short"  # the list was lost in whole or in part; the count is valid
     TORN = "torn"  # list and count do not belong together
-    CORRUPT = "corrupt"  # something does not prove itself
+    CORRUPT = "corrupt"  # a count or an item is not valid
     OLDER = "older"  # this process has served a newer page
 
 
 class Hit(NamedTuple):
-    """A proven slice: the feed's count as `total`, and the JSON of the entries, newest first."""
+    """A valid slice: the feed's count as `total`, and its items, newest first."""
 
     total: int
-    entries: list[bytes]
+    items: list[bytes]
 
 
 class Unchanged:
-    """The feed's count is the one that the reader knows, so his page is still true."""
+    """The feed's count is the one that the reader knows, so its page is still current."""
 
 
 UNCHANGED = Unchanged()
 
 
 class Miss(NamedTuple):
-    """No slice. `total` is the feed's cached count where that is proven (`beyond`, `short`)."""
+    """No slice. `total` is the feed's cached count if it is valid (`beyond`, `short`)."""
 
     reason: MissReason
     total: int | None = None
 
 
 def read_server(info: bytes) -> Server | None:
-    """Return which server answered INFO (sections server and replication), or None unless it is a master."""
+    """Return which server sent this INFO reply (sections server and replication); None unless it is a master."""
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
     if facts.get("role") != "master":
         return None
     return Server(facts["run_id"], facts["master_replid"])
 
 
-def stamp(epoch: UUID, server: Server) -> str:
-    """Return what every key of this ledger on this server carries."""
+def make_stamp(epoch: UUID, server: Server) -> str:
+    """Return the digest of epoch and server that every cache key carries."""
     return blake2b(f"{epoch} {server.run_id} {server.replication_id}".encode(), digest_size=12).hexdigest()
 
 
-def hash_key(stamped: str, org_id: str) -> bytes:
+def hash_key(stamp: str, org_id: str) -> bytes:
     """Return the key of an organisation's hash."""
-    return f"feeds:{stamped}:{{{org_id}}}".encode()
+    return f"feeds:{stamp}:{{{org_id}}}".encode()
 
 
 def list_key(key: bytes, feed: int) -> bytes:
-    """Return the key of a feed's list, given that of its hash."""
+    """Return the key of a feed's list, given the key of its hash."""
     return b"%s:%d" % (key, feed)
 
 
 def seal_count(key: bytes, feed: int, count: int) -> bytes:
-    """Return a count as the hash keeps it: bound to organisation and feed. `seal.lua` does the same."""
-    proof = sha1(b"%s:%d:%d" % (key, feed, count), usedforsecurity=False).hexdigest()
-    return b"%d %s" % (count, proof[:8].encode())
+    """Return a count as the hash holds it, with a checksum over key, feed and count. `seal.lua` does the same."""
+    checksum = sha1(b"%s:%d:%d" % (key, feed, count), usedforsecurity=False).hexdigest()
+    return b"%d %s" % (count, checksum[:8].encode())
 
 
 def read_count(key: bytes, feed: int, sealed: object) -> int | Miss:
-    """Return a feed's count, or why there is none."""
+    """Return a feed's count if its seal is valid, or why there is none."""
     if sealed is None:
         return Miss(MissReason.COLD)
     if isinstance(sealed, bytes):
@@ -116,52 +112,52 @@ def read_count(key: bytes, feed: int, sealed: object) -> int | Miss:
 
 
 def seed(key: bytes) -> int:
-    """Return where the CRCs of an organisation's entries start."""
-    return crc32(key, RENDERING)
+    """Return the value from which the CRCs of an organisation's items start."""
+    return crc32(key, FORMAT_VERSION)
 
 
-def seal_json(start: int, json: bytes) -> bytes:
-    """Return `crc json`: an entry without its ordinal, the same in every feed of the movement.
+def seal_item(start: int, item: bytes) -> bytes:
+    """Return `crc json`: a list element without its ordinal, so the same in every feed of the movement.
 
-    What all JSON begins with is left out: a seventh of an entry's bytes.
+    The beginning that all items share is left out: a seventh of the bytes.
     """
-    return b"%08x %s" % (crc32(json, start), json[len(HEAD_BYTES) :])
+    return b"%08x %s" % (crc32(item, start), item[len(HEAD_BYTES) :])
 
 
-def prove(  # noqa: PLR0913 -- what Redis gave, and what was asked
-    key: bytes, feed: int, sealed: object, entries: object, place: Place, *, window: int = WINDOW
+def validate(  # noqa: PLR0913 -- Redis's reply, and the place that was read
+    key: bytes, feed: int, sealed: object, elements: object, place: Place, *, window: int = WINDOW
 ) -> Hit | Miss:
-    """Prove what Redis gave for a place: the feed's sealed count, and entries, oldest first."""
+    """Return the items at a place if all that Redis replied is valid: the sealed count, and elements, oldest first."""
     total = read_count(key, feed, sealed)
     if isinstance(total, Miss):
         return total
     span = cut(place, total)
-    wanted = span.newest - span.below
-    if not isinstance(entries, list):
+    expected = span.newest - span.below
+    if not isinstance(elements, list):
         return Miss(MissReason.CORRUPT)
-    if len(entries) > wanted:
+    if len(elements) > expected:
         return Miss(MissReason.TORN)
-    if len(entries) < wanted:
+    if len(elements) < expected:
         return Miss(MissReason.BEYOND if total - span.below > window else MissReason.SHORT, total)
-    return prove_entries(key, total, entries, span.newest)
+    return validate_items(key, total, elements, span.newest)
 
 
-def prove_entries(key: bytes, total: int, entries: Sequence[bytes], newest: int) -> Hit | Miss:
-    """Prove entries, oldest first, of which the last should have the ordinal `newest`."""
-    if len(entries) > newest:
+def validate_items(key: bytes, total: int, elements: Sequence[bytes], newest: int) -> Hit | Miss:
+    """Return the items of list elements, given oldest first, if the last has the ordinal `newest` and all are valid."""
+    if len(elements) > newest:
         return Miss(MissReason.TORN)
     start = seed(key)
-    found = []
-    for ordinal, entry in zip(range(newest, 0, -1), reversed(entries), strict=False):
-        head, _, tail = entry.rpartition(b" ")
-        json = HEAD_BYTES + tail
-        if head != b"%d %08x" % (ordinal, crc32(json, start)):
-            return Miss(MissReason.TORN if is_whole(head, json, start) else MissReason.CORRUPT)
-        found.append(json)
-    return Hit(total, found)
+    items = []
+    for ordinal, element in zip(range(newest, 0, -1), reversed(elements), strict=False):
+        head, _, tail = element.rpartition(b" ")
+        item = HEAD_BYTES + tail
+        if head != b"%d %08x" % (ordinal, crc32(item, start)):
+            return Miss(MissReason.TORN if is_undamaged(head, item, start) else MissReason.CORRUPT)
+        items.append(item)
+    return Hit(total, items)
 
 
-def is_whole(head: bytes, json: bytes, start: int) -> bool:
-    """Tell an undamaged entry out of its place from a damaged one."""
+def is_undamaged(head: bytes, item: bytes, start: int) -> bool:
+    """Tell an undamaged element that is out of place from a damaged one."""
     ordinal, _, crc = head.partition(b" ")
-    return ordinal.isdigit() and crc == b"%08x" % crc32(json, start)
+    return ordinal.isdigit() and crc == b"%08x" % crc32(item, start)

@@ -1,4 +1,4 @@
-"""What goes over one connection to Redis, for many requests at once?"""
+"""How do many requests use one connection to Redis at the same time?"""
 
 import asyncio
 from collections import deque
@@ -14,27 +14,27 @@ Replies = list[object]
 
 
 def pack(command: Command) -> bytes:
-    """Return a command as it is sent."""
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples alone
+    """Return a command in the form in which it is sent."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows only 1-tuples
     return packed
 
 
 MULTI = pack(("MULTI",))
 EXEC = pack(("EXEC",))
 MAX_WAITING = 10_000
-"""How many requests may wait for their replies; more are refused."""
+"""How many requests may wait for their replies; further ones are refused."""
 
 
-class Waiting(NamedTuple):
-    """A request on its way: how many replies are its own, and by when they must be here."""
+class PendingRequest(NamedTuple):
+    """A request that was sent: its replies, how many they are, and by when they must be here (in the loop's time)."""
 
     replies: asyncio.Future[Replies]
-    wanted: int
+    expected: int
     deadline: float
 
 
 class Shared(asyncio.Future[Replies]):
-    """What several wait for: one who gives up does not take it from the others."""
+    """A future with several waiters: it ignores the cancellation of one of them."""
 
     def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 -- asyncio's own signature
         """Do nothing."""
@@ -42,17 +42,17 @@ class Shared(asyncio.Future[Replies]):
 
 
 class RedisProtocol(asyncio.Protocol):
-    """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts all off."""
+    """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts the connection."""
 
     def __init__(self, reply_within_s: float) -> None:
         self.loop = asyncio.get_running_loop()
         self.reply_within_s = reply_within_s
         self.reader = hiredis.Reader()
-        self.waiting: deque[Waiting] = deque()
+        self.pending: deque[PendingRequest] = deque()
         self.received: Replies = []
         self.unsent: list[bytes] = []
         self.shared: dict[bytes, asyncio.Future[Replies]] = {}
-        self.alarm: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[str] = self.loop.create_future()
 
@@ -63,71 +63,71 @@ class RedisProtocol(asyncio.Protocol):
             packed = [MULTI, *packed, EXEC]
         return self.send_packed(packed, self.loop.create_future())
 
-    def share(self, packed: bytes) -> asyncio.Future[Replies]:
-        """Send a command that only reads, once for all who ask for it in this turn of the event loop."""
+    def send_shared(self, packed: bytes) -> asyncio.Future[Replies]:
+        """Send a packed read-only command once for all callers in this turn of the event loop."""
         future = self.shared.get(packed)
         if future is None:
             future = self.send_packed([packed], Shared(loop=self.loop))
-            if not future.done():  # what was refused is not sent, and must not be refused to others
+            if not future.done():  # a refused command was not sent: the next caller tries again
                 self.shared[packed] = future
         return future
 
     def send_packed(self, packed: Sequence[bytes], future: asyncio.Future[Replies]) -> asyncio.Future[Replies]:
-        """Send commands that are packed already; the future gets the replies in their order."""
-        if self.lost.done() or len(self.waiting) >= MAX_WAITING:
+        """Send packed commands; the future gets the replies in their order."""
+        if self.lost.done() or len(self.pending) >= MAX_WAITING:
             future.set_exception(FeedsAway("the connection is lost" if self.lost.done() else "too many requests wait"))
             return future
         if not self.unsent:
             self.loop.call_soon(self.flush)
         self.unsent += packed
-        self.waiting.append(Waiting(future, len(packed), self.loop.time() + self.reply_within_s))
-        if self.alarm is None:
-            self.alarm = self.loop.call_later(self.reply_within_s, self.check)
+        self.pending.append(PendingRequest(future, len(packed), self.loop.time() + self.reply_within_s))
+        if self.timer is None:
+            self.timer = self.loop.call_later(self.reply_within_s, self.check)
         return future
 
     def flush(self) -> None:
-        """Write what this turn of the event loop has gathered."""
+        """Write the commands of this turn of the event loop."""
         unsent, self.unsent = self.unsent, []
         self.shared.clear()
         if self.transport is not None and not self.lost.done():
             self.transport.write(b"".join(unsent))
 
     def check(self) -> None:
-        """Cut the connection if its oldest request waits for too long."""
-        self.alarm = None
-        if not self.waiting:
+        """Cut the connection if its oldest request has waited too long."""
+        self.timer = None
+        if not self.pending:
             return
-        left_s = self.waiting[0].deadline - self.loop.time()
+        left_s = self.pending[0].deadline - self.loop.time()
         if left_s <= 0:
             self.cut("no reply in time")
         else:
-            self.alarm = self.loop.call_later(left_s, self.check)
+            self.timer = self.loop.call_later(left_s, self.check)
 
     def cut(self, reason: str) -> None:
-        """Give up the connection and fail all that wait."""
+        """Give up the connection and fail all pending requests."""
         if self.lost.done():
             return
         self.lost.set_result(reason)
-        if self.alarm is not None:
-            self.alarm.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         if self.transport is not None:
             self.transport.abort()
-        for request in self.waiting:
+        for request in self.pending:
             if not request.replies.done():
                 request.replies.set_exception(FeedsAway(reason))
-        self.waiting.clear()
+        self.pending.clear()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to write to."""
+        """Store the transport."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail all that wait."""
+        """Fail all pending requests."""
         self.cut(str(exc or "the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        """Hand out the replies that are complete."""
+        """Deliver the replies that are complete."""
         try:
             self.reader.feed(data)
             while (reply := self.reader.gets()) is not False:
@@ -136,14 +136,14 @@ class RedisProtocol(asyncio.Protocol):
             self.cut(str(error))
 
     def receive(self, reply: object) -> None:
-        """Add a reply to those of the oldest request, which may complete it."""
-        if not self.waiting:
-            self.cut("a reply that nobody asked for")
+        """Add a reply to the oldest request, which may complete it."""
+        if not self.pending:
+            self.cut("a reply without a request")
             return
         self.received.append(reply)
-        request = self.waiting[0]
-        if len(self.received) == request.wanted:
-            self.waiting.popleft()
+        request = self.pending[0]
+        if len(self.received) == request.expected:
+            self.pending.popleft()
             received, self.received = self.received, []
             if not request.replies.done():
                 request.replies.set_result(received)

@@ -1,8 +1,8 @@
--- Put what a reader read from Postgres in the place of a feed, unless something newer may have come. Returns 1 if
--- it was put.
+-- Replace a cached feed by what a reader read from Postgres, unless something newer may have been published since.
+-- Returns 1 if it was replaced.
 --
 -- KEYS: the organisation's hash, the feed's list.
--- ARGV: the `gen` that the reader saw before it read, the feed's number, its count, its newest entries,
+-- ARGV: the `gen` that the reader saw before it read Postgres, the feed's number, its count, its newest items,
 --       oldest first.
 local hash, list = KEYS[1], KEYS[2]
 local feed, count = ARGV[2], ARGV[3]
@@ -24,7 +24,7 @@ end
 redis.call('DEL', list)
 if #ARGV > 3 then
   redis.call('RPUSH', list, unpack(ARGV, 4))
-  -- Never beyond the hash's end: a lost append is to be forgotten with all else.
+  -- The list expires with the hash, so that the effect of a lost append ends with it.
   redis.call('PEXPIRE', list, redis.call('PTTL', hash))
 end
 redis.call('HDEL', hash, '~' .. feed)

@@ -1,7 +1,8 @@
--- The sealed count of a feed, and its entries at a place as far as the list has them, oldest first. For cursors,
--- as where an ordinal lies in the list depends on the count, and for readers who know a page. The arithmetic is that of `feeds.page.cut`.
+-- The sealed count of a feed, and its items at a place as far as the list has them, oldest first. Only the count if the
+-- reader knows it already: then it has the page.
 --
--- The count alone, where it is the one that the reader knows: he has the page.
+-- A script, because the position of a cursor's ordinal in the list depends on the count. The arithmetic is that of
+-- `feeds.page.cut`.
 --
 -- KEYS: the organisation's hash, the feed's list. ARGV: the feed's number; limit, skip, ceiling, floor; a sealed
 --       count, or nothing.

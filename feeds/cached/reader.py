@@ -1,19 +1,17 @@
-"""What does a reader get from the cache, and how is a feed put there?"""
+"""How does the endpoint read cached feeds, and put a feed into the cache?"""
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from types import TracebackType
 from typing import NamedTuple, Self
 from uuid import UUID
 
-from feeds import counters as tally
-from feeds.cached import format as proof
+from feeds import counters
+from feeds.background import repeat
+from feeds.cached.epoch import LEARN_EVERY_S, EpochTracker, Stamp
 from feeds.cached.format import (
-    EPOCH_EVERY_S,
-    EPOCH_WITHIN_S,
     LIFETIME_S,
     UNCHANGED,
     WINDOW,
@@ -21,51 +19,41 @@ from feeds.cached.format import (
     Hit,
     Miss,
     MissReason,
-    Server,
     Unchanged,
+    hash_key,
+    list_key,
+    read_count,
+    seal_count,
+    seal_item,
+    seed,
+    validate,
 )
+from feeds.cached.highest_served import HighestServed
 from feeds.cached.multiplexer import Multiplexer
 from feeds.cached.protocol import pack
 from feeds.cached.scripts import PUT, RANGE, Command, is_unknown_script
 from feeds.page import Place
-from feeds.postgres import PostgresAway
 from feeds.store import Slice
-
-TRIES = 3
-REMEMBERED = 100_000
-"""Of how many feeds a process remembers the highest total that it has served."""
 
 
 class Fence(NamedTuple):
-    """What a refill saw before it read Postgres: an organisation's hash, its epoch, and its `gen`."""
+    """What was true of an organisation's hash before Postgres was read: its epoch, its key and its `gen`.
+
+    `put` refuses a slice if the hash was lost or replaced since.
+    """
 
     epoch: UUID | None
     key: bytes
     gen: bytes
 
 
-class Seen(NamedTuple):
-    """The highest total served of a feed, and the epoch in which it was read."""
-
-    epoch: UUID | None
-    total: int
-
-
-class Stamped(NamedTuple):
-    """Epoch and server, and what the keys carry of them: None while one of the two is not known."""
-
-    epoch: UUID | None
-    server: Server | None
-    stamp: str | None
-
-
 class Revalidation(NamedTuple):
-    """The question whether a page is still true, made once and sent often: by the count at which it was made.
+    """The request "is this page still current?": built once for a page, sent each time the page is asked for again.
 
-    `sealed`: that count as the hash keeps it; `packed`: the whole command.
+    `sealed` is the page's count as the hash holds it; `packed` is the whole command.
     """
 
-    stamped: Stamped
+    stamp: Stamp
     key: bytes
     feed: int
     place: Place
@@ -74,213 +62,164 @@ class Revalidation(NamedTuple):
     packed: bytes
 
 
-def split(reply: object) -> tuple[object, object]:
-    """Return the sealed count and the entries that `range.lua` returned; an error proves nothing."""
+def split_reply(reply: object) -> tuple[object, object]:
+    """Return the sealed count and the items that `range.lua` returned; an error proves nothing."""
     return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
 
 
 class CachedFeeds:
-    """The cached feeds as one process reads them. An async context manager.
+    """The cached feeds as one endpoint process reads them. An async context manager.
 
-    `read_epoch` asks Postgres for the ledger's epoch (`read_epoch` of writer.sql); it may raise `PostgresAway`.
+    Args:
+        url: The address of the feeds' Redis.
+        fetch_epoch: Reads the ledger's epoch from Postgres; it may raise `PostgresAway`.
+        window: How many of its newest items a cached feed holds.
     """
 
-    def __init__(self, url: str, read_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
+    def __init__(self, url: str, fetch_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
         self.multiplexer = Multiplexer(url, self.learn_epoch)
-        self.read_epoch = read_epoch
+        self.epochs = EpochTracker(fetch_epoch, lambda: self.multiplexer.server)
+        self.highest_served = HighestServed()
         self.window = window
-        self.epoch: UUID | None = None
-        self.ended: UUID | None = None
-        self.learning = asyncio.Lock()
-        self.seen: OrderedDict[tuple[str, int], Seen] = OrderedDict()
-        self.stamped = Stamped(None, None, None)
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.multiplexer.start()
-        self.task = asyncio.create_task(self.keep_epoch())
+        self._task = asyncio.create_task(repeat("learning the epoch", self.epochs.learn_or_keep, LEARN_EVERY_S))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.task is not None
-        self.task.cancel()
+        assert self._task is not None
+        self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self.task
+            await self._task
         await self.multiplexer.close()
 
-    async def page(self, org_id: str, feed: int, place: Place) -> Hit | Miss:
-        """Return what the cache proves to stand at a place of a feed, in one round trip."""
-        key, stamped = self.key(org_id), self.stamped
+    async def learn_epoch(self) -> None:
+        """Read the epoch before a new connection is used: another server may hold feeds of an older one."""
+        await self.epochs.learn()
+
+    async def read(self, org_id: str, feed: int, place: Place) -> Hit | Miss:
+        """Return the valid items at a place of a feed, in one round trip, or why there are none."""
+        stamp = self.epochs.stamp()
+        key = self.key(org_id)
         if key is None:
             return Miss(MissReason.AWAY)
         try:
-            sealed, entries = await self.fetch(key, feed, place)
+            sealed, items = await self._fetch(key, feed, place)
         except FeedsAway:
             return Miss(MissReason.AWAY)
-        if stamped is not self.stamp():  # a total of another epoch would pass for one of this
+        if stamp is not self.epochs.stamp():  # its count is of another epoch or server
             return Miss(MissReason.AWAY)
-        return self.unless_older(org_id, feed, proof.prove(key, feed, sealed, entries, place, window=self.window))
+        return self._unless_older(org_id, feed, validate(key, feed, sealed, items, place, window=self.window))
 
-    async def fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
-        """Return a feed's sealed count and the entries at a place, oldest first."""
-        keys = [key, proof.list_key(key, feed)]
+    async def _fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
+        """Return a feed's sealed count and the items at a place, oldest first."""
+        keys = [key, list_key(key, feed)]
         if place.skip >= self.window:  # the window holds none of it
-            (sealed,) = await self.multiplexer.ask([("HGET", key, feed)], atomic=False)
+            (sealed,) = await self.multiplexer.send([("HGET", key, feed)], atomic=False)
             return sealed, []
         if place == Place(place.limit, place.skip):
             last = -(place.skip + 1)
             commands: list[Command] = [("HGET", key, feed), ("LRANGE", keys[1], last - place.limit + 1, last)]
-            sealed, entries = await self.multiplexer.block(commands)
-            return sealed, entries
-        return split(await self.multiplexer.run(RANGE, keys, [feed, *place, b""]))
+            sealed, items = await self.multiplexer.run_block(commands)
+            return sealed, items
+        return split_reply(await self.multiplexer.run_script(RANGE, keys, [feed, *place, b""]))
 
-    def check(self, org_id: str, feed: int, place: Place, total: int) -> Revalidation | None:
-        """Return the question whether a page made at this count is still true; None while there is no server."""
+    def make_revalidation(self, org_id: str, feed: int, place: Place, total: int) -> Revalidation | None:
+        """Return the request whether a page made at count `total` is current; None while no server is known."""
         key = self.key(org_id)
         if key is None:
             return None
-        sealed = proof.seal_count(key, feed, total)
-        command = ("EVALSHA", RANGE.digest, 2, key, proof.list_key(key, feed), feed, *place, sealed)
-        return Revalidation(self.stamped, key, feed, place, total, sealed, pack(command))
+        sealed = seal_count(key, feed, total)
+        command = ("EVALSHA", RANGE.digest, 2, key, list_key(key, feed), feed, *place, sealed)
+        return Revalidation(self.epochs.stamp(), key, feed, place, total, sealed, pack(command))
 
-    def is_current(self, check: Revalidation) -> bool:
-        """Tell whether a check is of the epoch and the server that the next command goes to."""
-        return check.stamped is self.stamp()
+    def can_send(self, revalidation: Revalidation) -> bool:
+        """Tell whether a revalidation is of the epoch and the server that the next command goes to."""
+        return revalidation.stamp is self.epochs.stamp()
 
-    async def revalidate(self, org_id: str, check: Revalidation) -> Hit | Unchanged | Miss:
-        """Return `Unchanged` where a page is still true, else what stands in its place: in one round trip.
+    async def revalidate(self, org_id: str, revalidation: Revalidation) -> Hit | Unchanged | Miss:
+        """Return `Unchanged` if the page is current, else what is there now, in one round trip.
 
-        The check must be current.
+        `can_send` must hold.
         """
+        key, feed = revalidation.key, revalidation.feed
         try:
-            [reply] = await self.multiplexer.share(check.packed)
+            [reply] = await self.multiplexer.send_shared(revalidation.packed)
             if is_unknown_script(reply):
-                keys = [check.key, proof.list_key(check.key, check.feed)]
-                reply = await self.multiplexer.run(RANGE, keys, [check.feed, *check.place, check.sealed])
+                keys = [key, list_key(key, feed)]
+                reply = await self.multiplexer.run_script(
+                    RANGE, keys, [feed, *revalidation.place, revalidation.sealed]
+                )
         except FeedsAway:
             return Miss(MissReason.AWAY)
-        if not self.is_current(check):
+        if not self.can_send(revalidation):
             return Miss(MissReason.AWAY)
-        if isinstance(reply, list) and reply[0] == check.sealed:
-            return Miss(MissReason.OLDER) if self.is_older(org_id, check.feed, check.total) else UNCHANGED
-        proven = proof.prove(check.key, check.feed, *split(reply), check.place, window=self.window)
-        return self.unless_older(org_id, check.feed, proven)
+        if isinstance(reply, list) and reply[0] == revalidation.sealed:
+            is_older = self.highest_served.is_older(org_id, feed, revalidation.total, self.epochs.current)
+            return Miss(MissReason.OLDER) if is_older else UNCHANGED
+        found = validate(key, feed, *split_reply(reply), revalidation.place, window=self.window)
+        return self._unless_older(org_id, feed, found)
 
-    async def refill(self, org_id: str, feed: int, read_newest: Callable[[], Awaitable[Slice]]) -> Slice:
-        """Read a feed from Postgres and put it into the cache; returns what was read last.
-
-        Reads again, three times at most, where something newer may have come while it read. Only what
-        `read_newest` raises is raised.
-        """
-        newest = None
-        for _ in range(TRIES):
-            fence = await self.fence(org_id, feed)
-            newest = await read_newest()
-            self.remember(org_id, feed, newest.total, of_epoch=newest.epoch)
-            if fence is None or await self.put(fence, feed, newest):
-                break
-        assert newest is not None
-        return newest
+    def note_read(self, org_id: str, feed: int, found: Slice) -> bool:
+        """Note what Postgres gave, and tell whether it may be served: not if it is older than what was served before."""
+        if found.epoch == self.epochs.ended:
+            return False
+        return self.highest_served.note_read(org_id, feed, found.total, found.epoch)
 
     async def fence(self, org_id: str, feed: int) -> Fence | None:
-        """Make sure of an organisation's hash before Postgres is read; None if there can be none now."""
+        """Make sure that an organisation's hash exists, before Postgres is read; None if there can be none now."""
         for _ in range(2):
-            key, epoch = self.key(org_id), self.epoch
+            key, epoch = self.key(org_id), self.epochs.current
             if key is None:
                 return None
             commands: list[Command] = [
                 ("HSETNX", key, "gen", token_hex(8)),
-                # Never extended: whatever was lost on the way is forgotten after this time.
+                # Never extended: a lost append is forgotten at the end of this time.
                 ("EXPIRE", key, LIFETIME_S, "NX"),
                 ("HGET", key, "gen"),
                 ("HGET", key, feed),
             ]
             try:
-                *_, gen, sealed = await self.multiplexer.block(commands)
-                if isinstance(gen, bytes) and proof.read_count(key, feed, sealed) != Miss(MissReason.CORRUPT):
+                *_, gen, sealed = await self.multiplexer.run_block(commands)
+                if isinstance(gen, bytes) and read_count(key, feed, sealed) != Miss(MissReason.CORRUPT):
                     return Fence(epoch, key, gen)
-                await self.multiplexer.ask([("UNLINK", key)], atomic=False)
+                await self.multiplexer.send([("UNLINK", key)], atomic=False)
             except FeedsAway:
                 return None
         return None
 
     async def put(self, fence: Fence, feed: int, newest: Slice) -> bool:
-        """Put what Postgres said, unless the fence has fallen; True also where there is no use in another try."""
+        """Put the newest items of a feed into the cache.
+
+        Returns False if the hash has changed since the fence, or holds a newer count: then Postgres is to be read again.
+        """
         if newest.epoch != fence.epoch:
-            return True
-        start = proof.seed(fence.key)
-        entries = newest.entries[: self.window][::-1]
-        first = newest.total - len(entries) + 1
-        lines = [b"%d %s" % (first + i, proof.seal_json(start, json)) for i, json in enumerate(entries)]
-        keys = [fence.key, proof.list_key(fence.key, feed)]
+            return True  # of no use: readers of that epoch do not read this key
+        start = seed(fence.key)
+        items = newest.items[: self.window][::-1]
+        first = newest.total - len(items) + 1
+        sealed = [b"%d %s" % (first + i, seal_item(start, item)) for i, item in enumerate(items)]
+        keys = [fence.key, list_key(fence.key, feed)]
         try:
-            reply = await self.multiplexer.run(PUT, keys, [fence.gen, feed, newest.total, *lines])
+            reply = await self.multiplexer.run_script(PUT, keys, [fence.gen, feed, newest.total, *sealed])
         except FeedsAway:
-            tally.refills["away"] += 1
+            counters.refills["away"] += 1
             return True
-        tally.refills["refused" if reply != 1 else "put"] += 1
+        counters.refills["refused" if reply != 1 else "put"] += 1
         return reply != 0
 
     def key(self, org_id: str) -> bytes | None:
-        """Return the key of an organisation's hash on the server that the next command goes to."""
-        stamped = self.stamp().stamp
-        return None if stamped is None else proof.hash_key(stamped, org_id)
+        """Return the key of an organisation's hash on the server that the next command goes to; None if unknown."""
+        digest = self.epochs.stamp().digest
+        return None if digest is None else hash_key(digest, org_id)
 
-    def stamp(self) -> Stamped:
-        """Return what all keys carry now: the same object for as long as it is true."""
-        server = self.multiplexer.server
-        if self.stamped.epoch is not self.epoch or self.stamped.server is not server:
-            stamp = None if self.epoch is None or server is None else proof.stamp(self.epoch, server)
-            self.stamped = Stamped(self.epoch, server, stamp)
-        return self.stamped
-
-    def unless_older(self, org_id: str, feed: int, answer: Hit | Miss) -> Hit | Miss:
+    def _unless_older(self, org_id: str, feed: int, answer: Hit | Miss) -> Hit | Miss:
         """Return an answer, unless this process has served a newer one."""
-        older = answer.total is not None and self.is_older(org_id, feed, answer.total)
-        return Miss(MissReason.OLDER) if older else answer
-
-    def is_older(self, org_id: str, feed: int, total: int) -> bool:
-        """Tell whether this process has served a newer total of a feed; note this one if not."""
-        seen = self.seen.get((org_id, feed))
-        if seen is not None and total <= seen.total:
-            self.seen.move_to_end((org_id, feed))
-            return total < seen.total
-        self.remember(org_id, feed, total)
-        return False
-
-    def admit(self, org_id: str, feed: int, newest: Slice) -> bool:
-        """Note what Postgres said, and tell whether it may be served: not if this process has served a newer page."""
-        if newest.epoch == self.ended:
-            return False
-        seen = self.seen.get((org_id, feed))
-        self.remember(org_id, feed, newest.total, of_epoch=newest.epoch)
-        return seen is None or seen.epoch != newest.epoch or newest.total >= seen.total
-
-    def remember(self, org_id: str, feed: int, total: int, of_epoch: UUID | None = None) -> None:
-        """Note what was served, `of_epoch` if by Postgres. A lower total counts only there, in a new epoch."""
-        seen = self.seen.pop((org_id, feed), None)
-        if seen is not None and of_epoch in {None, seen.epoch}:
-            total = max(total, seen.total)
-        self.seen[org_id, feed] = Seen(of_epoch or self.epoch, total)
-        if len(self.seen) > REMEMBERED:
-            self.seen.popitem(last=False)
-
-    async def learn_epoch(self) -> None:
-        """Ask Postgres for the epoch; FeedsAway if it has none to tell."""
-        async with self.learning:
-            try:
-                async with asyncio.timeout(EPOCH_WITHIN_S):
-                    epoch = await self.read_epoch()
-            except (PostgresAway, TimeoutError) as error:
-                raise FeedsAway(f"no epoch: {error}") from error
-            if epoch != self.epoch:
-                self.ended, self.epoch = self.epoch, epoch
-
-    async def keep_epoch(self) -> None:
-        """Learn the epoch again and again. While Postgres is down nothing can be committed: the last one holds."""
-        while True:
-            await asyncio.sleep(EPOCH_EVERY_S)
-            with contextlib.suppress(FeedsAway):
-                await self.learn_epoch()
+        if answer.total is None:
+            return answer
+        is_older = self.highest_served.is_older(org_id, feed, answer.total, self.epochs.current)
+        return Miss(MissReason.OLDER) if is_older else answer

@@ -1,4 +1,4 @@
-"""What is said to the feeds' Redis?"""
+"""Which Lua scripts run in the feeds' Redis?"""
 
 from hashlib import sha1
 from pathlib import Path
@@ -11,20 +11,20 @@ FOLDER = Path(__file__).parent
 
 
 class Script(NamedTuple):
-    """A Lua script, and the name under which a server that has run it knows it."""
+    """A Lua script, and its digest: the name by which a server that has run it knows it."""
 
     digest: str
     text: str
 
 
 def load_script(*paths: Path) -> Script:
-    """Return the script made of these files, in this order."""
+    """Return one script made of these files, in this order."""
     text = "\n".join(path.read_text() for path in paths)
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
 def is_unknown_script(reply: object) -> bool:
-    """Tell whether a server answered that it has not seen a script yet."""
+    """Tell whether a server replied that it does not know a script."""
     return isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT")
 
 

@@ -1,14 +1,14 @@
--- What the scripts that write share: it is set before each of them.
+-- Shared by the scripts that write: it is put before each of them.
 
--- A count as the hash keeps it, bound to organisation and feed; feeds/cached/format.py does the same.
+-- A count as the hash holds it, with a checksum over key, feed and count. feeds/cached/format.py does the same.
 local function seal(feed, count)
-  local proof = redis.sha1hex(KEYS[1] .. ':' .. feed .. ':' .. count)
-  return count .. ' ' .. string.sub(proof, 1, 8)
+  local checksum = redis.sha1hex(KEYS[1] .. ':' .. feed .. ':' .. count)
+  return count .. ' ' .. string.sub(checksum, 1, 8)
 end
 
 local DAMAGED = -1
 
--- A feed's count in the hash: nil where there is none, DAMAGED where it does not prove itself.
+-- A feed's count in the hash: nil if there is none, DAMAGED if its seal is not valid.
 local function read_count(hash, feed)
   local sealed = redis.call('HGET', hash, feed)
   if not sealed then

@@ -1,12 +1,11 @@
-"""What did this very question come to before?
+"""Remembers the last answer to each request.
 
-Readers ask the same again and again. Who asks, for what, and the page that was sent are kept for each combination of
-key, `X-Org-ID` and query string. What may have changed since is asked for: of Redis the count each time, of
-`feeds.endpoint.identity` the key as often as it would ask for itself.
+Callers repeat the same requests. For each combination of key, `X-Org-ID` and query string this cache holds who the caller
+is, what it requests and the page that was sent last. What may have changed since is checked again: the feed's count in
+Redis for every request, the key in Postgres as often as `feeds.endpoint.identity` requires.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,27 +13,28 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
+from feeds.bounded_map import BoundedMap
 from feeds.cached.reader import Revalidation
 from feeds.endpoint.identity import Access
 from feeds.endpoint.page_body import PageRequest
 
-KEPT = 2048
-"""How many, of all readers: a page of 20 lines has 5 kB, one of 100 long ones 30."""
-QUERY_BYTES = 512
+ANSWERS_MAX = 2048
+"""How many answers one process remembers: a page of 20 items has 5 kB, a page of 100 long ones 30 kB."""
+QUERY_BYTES_MAX = 512
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class RequestKey(NamedTuple):
-    """A request, as far as it says who asks and what for; of the key a digest, as nothing else is kept of it."""
+    """What identifies a request: a digest of its key (the key itself is not stored), the organisation, the query."""
 
     key_digest: bytes
     named_org_id: bytes | None
     query_string: bytes
 
 
-class Page(NamedTuple):
-    """A page as it is sent, and the moment of its feed that it shows."""
+class RenderedPage(NamedTuple):
+    """A page as it was sent, and the moment of the feed that it shows."""
 
     epoch: UUID
     total: int
@@ -45,53 +45,51 @@ class Page(NamedTuple):
 
 @dataclass(slots=True)
 class CachedAnswer:
-    """What a question came to: what the key grants, what is asked, and the page that was last sent, true or not.
+    """What is remembered of a request: what its key may read, what it requests, and the page that was sent last.
 
-    `check` asks whether that is still true; it is made when the page is first asked for again.
+    The page may be outdated. `revalidation` is the request whether it is; it is built when the page is first needed again.
     """
 
     access: Access
-    ask: PageRequest
-    page: Page | None = None
-    check: Revalidation | None = None
+    request: PageRequest
+    page: RenderedPage | None = None
+    revalidation: Revalidation | None = None
 
     @property
     def org_id(self) -> str:
-        """Return whose lines are asked for."""
+        """Return the organisation whose movements are requested."""
         return self.access.org_id or ""
 
-    def holds(self) -> bool:
-        """Tell whether the key need not be asked about yet."""
+    def is_access_fresh(self) -> bool:
+        """Tell whether the key need not be checked in Postgres yet."""
         expires_at = self.access.expires_at
-        return time.monotonic() < self.access.ask_after and (expires_at is None or datetime.now(UTC) < expires_at)
+        return time.monotonic() < self.access.check_after and (expires_at is None or datetime.now(UTC) < expires_at)
 
 
 class AnswerCache:
-    """The questions most lately understood; the eldest goes first."""
+    """The answers to recent requests. When it is full, the answer that was stored longest ago is evicted."""
 
     def __init__(self) -> None:
-        self._meanings = OrderedDict[RequestKey, CachedAnswer]()
+        self._answers: BoundedMap[RequestKey, CachedAnswer] = BoundedMap(ANSWERS_MAX)
 
-    def find(self, question: RequestKey | None) -> CachedAnswer | None:
-        """Return what a question came to, while that holds."""
-        meaning = self._meanings.get(question) if question is not None else None
-        return meaning if meaning is not None and meaning.holds() else None
+    def find(self, key: RequestKey | None) -> CachedAnswer | None:
+        """Return what is remembered of a request, while its access is fresh."""
+        answer = self._answers.get(key) if key is not None else None
+        return answer if answer is not None and answer.is_access_fresh() else None
 
-    def keep(self, question: RequestKey | None, meaning: CachedAnswer) -> None:
-        """Keep what a question came to, with the page of the last time if it is for the same lines."""
-        if question is None:
+    def store(self, key: RequestKey | None, answer: CachedAnswer) -> None:
+        """Remember an answer, and carry over the last page if it is for the same organisation and request."""
+        if key is None:
             return
-        before = self._meanings.pop(question, None)
-        if before is not None and (before.org_id, before.ask) == (meaning.org_id, meaning.ask):
-            meaning.page, meaning.check = before.page, before.check
-        self._meanings[question] = meaning
-        if len(self._meanings) > KEPT:
-            self._meanings.popitem(last=False)
+        before = self._answers.get(key)
+        if before is not None and (before.org_id, before.request) == (answer.org_id, answer.request):
+            answer.page, answer.revalidation = before.page, before.revalidation
+        self._answers.store(key, answer)
 
 
-def read_request_key(given: Mapping[bytes, bytes], query_string: bytes) -> RequestKey | None:
-    """Return the question of a request whose headers come once each; None for one without a key, or that is long."""
-    authorization = given.get(b"authorization")
-    if authorization is None or len(query_string) > QUERY_BYTES:
+def read_request_key(headers: Mapping[bytes, bytes], query_string: bytes) -> RequestKey | None:
+    """Return what identifies a request whose headers occur once each; None if it has no key or is too long."""
+    authorization = headers.get(b"authorization")
+    if authorization is None or len(query_string) > QUERY_BYTES_MAX:
         return None
-    return RequestKey(sha256(authorization).digest(), given.get(b"x-org-id"), query_string)
+    return RequestKey(sha256(authorization).digest(), headers.get(b"x-org-id"), query_string)

@@ -1,12 +1,11 @@
-"""Which paths does the endpoint answer, and what does it need for that? The ASGI app."""
+"""The ASGI app: which paths does the endpoint answer, and what does it hold open for that?"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from starlette.applications import Starlette
@@ -15,16 +14,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from feeds.background import repeat
+from feeds.cached.epoch import fetch_epoch
 from feeds.cached.reader import CachedFeeds
-from feeds.cached.writer import SQL as CACHE_SQL
 from feeds.cursor import Signer
 from feeds.endpoint.answer_cache import AnswerCache
 from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem
 from feeds.endpoint.identity import Identities
-from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes
+from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes, Source
 from feeds.endpoint.openapi import describe
 from feeds.endpoint.rate_limit import RateLimiter
-from feeds.endpoint.usage import GUARDS, Services, problem_answer, usage
+from feeds.endpoint.usage import BROWSER_HEADERS, Services, problem_answer, usage
 from feeds.postgres import Postgres, PostgresAway
 from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
@@ -40,42 +40,56 @@ NOTE_USES_EVERY_S = 5.0
 
 
 class App:
-    """Takes pages around Starlette, whose routing costs more than they do."""
+    """Passes requests for pages around Starlette, whose routing costs more than a page."""
 
-    def __init__(self, around: Starlette) -> None:
-        self._around = around
+    def __init__(self, starlette: Starlette) -> None:
+        self._starlette = starlette
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or live one life."""
+        """Answer one request, or run the lifespan."""
         if scope["type"] == "http" and scope["path"] == USAGE_PATH:
             await usage(scope, receive, send)
         else:
-            await self._around(scope, receive, send)
+            await self._starlette(scope, receive, send)
 
 
-def read_facts(settings: ReaderSettings) -> Ledger:
-    """Return what is true of the ledger. Raises `UnusableSetup`, or psycopg's errors where it cannot be reached."""
-    with psycopg.connect(settings.reader_database_url, connect_timeout=5) as connection:
-        return check_ledger(connection, settings)
+def build_app(metric_sources: Sequence[Source] = ()) -> App:
+    """Return the endpoint's app. `metric_sources` are measured at each scrape, beside the endpoint's own metrics."""
+    starlette = Starlette(
+        routes=[
+            Route("/openapi.json", openapi),
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={
+            404: refuse_with(NotFound),
+            405: refuse_with(MethodNotAllowed),
+            500: refuse_with(InternalError),
+        },
+        lifespan=partial(lifespan, metric_sources),
+    )
+    starlette.router.redirect_slashes = False  # a path has one spelling
+    return App(starlette)
 
 
 @asynccontextmanager
-async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
-    """Read the settings, check the ledger, and hold what answers are made from."""
+async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIterator[dict[str, Any]]:
+    """Read the settings, check the ledger, and hold open what answers are made from."""
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
     postgres, single_flight = Postgres(settings.reader_database_url), SingleFlight()
-    epochs = Postgres(settings.reader_database_url, at_once=1)  # never waits behind pages
+    epoch_postgres = Postgres(settings.reader_database_url, at_once=1)  # it never waits behind pages
     identities = Identities(postgres, single_flight)
-    noting = asyncio.create_task(keep_noting(identities))
+    noting = asyncio.create_task(repeat("noting the last use of keys", identities.note_uses, NOTE_USES_EVERY_S))
     try:
-        async with CachedFeeds(settings.feeds_redis_url, partial(read_epoch, epochs)) as cache:
+        async with CachedFeeds(settings.feeds_redis_url, partial(fetch_epoch, epoch_postgres)) as cache:
             feeds = Feeds(Store(postgres, ledger.usage_numbers), single_flight, cache)
-            seal = Signer(ledger.cursor_secret, ledger.usage_numbers)
+            signer = Signer(ledger.cursor_secret, ledger.usage_numbers)
             yield {
-                "serving": Services(seal, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer)),
+                "services": Services(signer, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer)),
                 "postgres": postgres,
-                "scrapes": Scrapes(cache.multiplexer),
+                "scrapes": Scrapes(cache.multiplexer, metric_sources),
                 "openapi": describe(ledger.usage_kinds),
             }
     finally:
@@ -83,35 +97,28 @@ async def live(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         with suppress(asyncio.CancelledError):
             await noting
         await identities.note_uses()
-        await epochs.close()
+        await epoch_postgres.close()
         await postgres.close()
 
 
-async def read_epoch(postgres: Postgres) -> UUID:
-    """Return the ledger's epoch as of now. Raises `PostgresAway`."""
-    [(epoch,)] = await postgres.fetch(CACHE_SQL["read_epoch"], {})
-    return UUID(str(epoch))
-
-
-async def keep_noting(identities: Identities) -> None:
-    """Write down which keys were used, now and then."""
-    while True:
-        await asyncio.sleep(NOTE_USES_EVERY_S)
-        await identities.note_uses()
+def read_facts(settings: ReaderSettings) -> Ledger:
+    """Return the facts of the ledger. Raises `UnusableSetup`, or psycopg's errors if Postgres cannot be reached."""
+    with psycopg.connect(settings.reader_database_url, connect_timeout=5) as connection:
+        return check_ledger(connection, settings)
 
 
 async def livez(_request: Request) -> Response:
-    """Say that the process answers."""
+    """Answer that the process is alive."""
     return json_response({"status": "alive"})
 
 
 async def readyz(request: Request) -> Response:
-    """Say whether pages can be served: from Redis or from Postgres, whose schema is the one that this program knows.
+    """Answer whether pages can be served: from Redis, or from Postgres if its schema is the one that this program knows.
 
-    While Postgres is away the schema is taken to be as it last was; only known keys are served then.
+    While Postgres is away the schema is assumed to be unchanged; then only known keys are served.
     """
-    cache: CachedFeeds = request.state.serving.feeds.cache
-    away = [] if cache.epoch is not None and cache.multiplexer.server is not None else ["redis"]
+    cache: CachedFeeds = request.state.services.feeds.cache
+    away = [] if cache.epochs.current is not None and cache.multiplexer.server is not None else ["redis"]
     try:
         [row] = await request.state.postgres.fetch(SCHEMA_SQL["read_version"], {})
         check_version(row[0])
@@ -131,21 +138,21 @@ async def openapi(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Return what is counted and measured, for Prometheus. It holds nothing of anybody's."""
+    """Return what is counted and measured, for Prometheus. It names no organisation and no key."""
     answer = Response(await request.state.scrapes.read(), headers={"content-type": CONTENT_TYPE})
-    answer.raw_headers += GUARDS
+    answer.raw_headers += BROWSER_HEADERS
     return answer
 
 
 def json_response(document: Any, status: int = 200) -> Response:
     """Return an answer of JSON."""
     answer = JSONResponse(document, status)
-    answer.raw_headers += GUARDS
+    answer.raw_headers += BROWSER_HEADERS
     return answer
 
 
 def refuse_with(problem: type[Problem]) -> Any:
-    """Return a handler that gives Starlette's own refusals our envelope."""
+    """Return an exception handler that puts our envelope around Starlette's own refusals."""
 
     async def refuse(_request: Request, _error: Exception) -> Response:
         status, headers, body, _ = problem_answer(problem())
@@ -156,20 +163,4 @@ def refuse_with(problem: type[Problem]) -> Any:
     return refuse
 
 
-around = Starlette(
-    routes=[
-        Route("/openapi.json", openapi),
-        Route("/livez", livez),
-        Route("/readyz", readyz),
-        Route("/metrics", metrics),
-    ],
-    exception_handlers={
-        404: refuse_with(NotFound),
-        405: refuse_with(MethodNotAllowed),
-        500: refuse_with(InternalError),
-    },
-    lifespan=live,
-)
-around.router.redirect_slashes = False  # a path has one spelling
-
-app = App(around)
+app = build_app()

@@ -1,4 +1,4 @@
-"""What does a reader get instead of a page?"""
+"""Which errors does the endpoint answer with?"""
 
 import json
 import math
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 IDENTITY_MESSAGE = "An authenticated organization identity is required"
 
 
-class Problem(Exception):  # noqa: N818 -- most of these are the reader's, none is ours to repair
-    """An answer that is no page. `fields` says which parameter or header is at fault, where that helps."""
+class Problem(Exception):  # noqa: N818 -- an answer to the caller, not an error of ours
+    """An error answer. `fields` names the parameter or header at fault, if there is one, and says what is wrong."""
 
     status = 500
     code = "credit.usage.failed"
@@ -29,11 +29,11 @@ class Problem(Exception):  # noqa: N818 -- most of these are the reader's, none 
 
 
 class InternalError(Problem):
-    """Nothing was wrong with the question. Ask again later."""
+    """The request was valid, but cannot be answered now. Send it again later."""
 
 
 class IdentityMissing(Problem):
-    """No key, or not one that holds. One body for all, so that nobody learns which keys exist."""
+    """No key, or one that is not valid. The body is the same for all, so that no caller learns which keys exist."""
 
     status = 401
     code = "credit.handler.identity_missing"
@@ -42,7 +42,7 @@ class IdentityMissing(Problem):
 
 
 class Forbidden(Problem):
-    """A good key that may not read this."""
+    """A valid key that may not read this organisation."""
 
     status = 403
     code = "authorize.forbidden"
@@ -50,7 +50,7 @@ class Forbidden(Problem):
 
 
 class InvalidFilter(Problem):
-    """`kind` or `usage_kind` is not one that we know, or is repeated."""
+    """`kind` or `usage_kind` is unknown or repeated."""
 
     status = 400
     code = "credit.usage.invalid_filter"
@@ -66,7 +66,7 @@ class InvalidPage(Problem):
 
 
 class InvalidParameter(Problem):
-    """A parameter that we do not know, or a header given twice."""
+    """An unknown parameter, or a header given twice."""
 
     status = 400
     code = "credit.usage.invalid_parameter"
@@ -82,22 +82,22 @@ class NotFound(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """This path answers to GET and HEAD alone."""
+    """This path answers only GET and HEAD."""
 
     status = 405
     code = "method_not_allowed"
-    message = "This path answers to GET and HEAD alone"
+    message = "This path answers only GET and HEAD"
     headers = ((b"allow", b"GET, HEAD"),)
 
 
 class RateLimited(Problem):
-    """Over the key's rate. Wait as `Retry-After` says."""
+    """The key is over its rate. Wait as long as `Retry-After` says."""
 
     status = 429
     code = "rate_limited"
     message = "Too many requests for this key"
 
     def __init__(self, wait_s: float) -> None:
-        """Refuse a key that has its next turn in `wait_s` seconds."""
+        """Refuse a key whose next token is due in `wait_s` seconds."""
         super().__init__()
         self.headers = ((b"retry-after", b"%d" % max(1, math.ceil(wait_s))),)

@@ -1,6 +1,6 @@
 -- name: find_identity
--- What a key grants, and its person's role in the organisation that is asked about.
--- `is_use_due`: the note of its last use is a minute old.
+-- A key, and its owner's role in the organisation that the request names. `FoundKey` has the columns in this order.
+-- `is_use_due`: the note of the key's last use is at least a minute old.
 SELECT
     api_keys.digest, api_keys.key_id, api_keys.org_id, api_keys.permissions, api_keys.expires_at,
     api_keys.revoked_at IS NOT NULL OR COALESCE(api_keys.expires_at <= clock_timestamp(), false) AS has_ended,
@@ -12,7 +12,7 @@ LEFT JOIN members ON members.user_id = api_keys.user_id AND members.org_id = %(o
 WHERE api_keys.digest = %(digest)s;
 
 -- name: note_uses
--- The keys' last use, at most once a minute for each.
+-- When keys were last used: written at most once a minute for each key.
 UPDATE api_keys
 SET last_used_at = clock_timestamp()
 WHERE key_id = ANY(%(key_ids)s)

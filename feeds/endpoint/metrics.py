@@ -1,18 +1,18 @@
-"""What does the endpoint tell Prometheus?
+"""Which metrics does the endpoint give to Prometheus?
 
-What this process has counted, the state of the feeds' Redis, and what `sources` add: `serve` adds the write side's.
-Nothing here may name an organisation, a key or an address: a scrape needs no key.
+What this process has counted, the state of the feeds' Redis, and what the app's metric sources add: `serve` adds the
+worker's metrics. Nothing here may name an organisation, a key or an address, because a scrape needs no key.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from feeds import counters as tally
+from feeds import counters
 from feeds.cached.format import FeedsAway, MissReason
 from feeds.cached.multiplexer import Multiplexer
 from feeds.endpoint.errors import Problem
@@ -20,11 +20,11 @@ from feeds.single_flight import SingleFlight
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_S = 1.0
-"""For how long a scrape is given to all who ask: they need no key, and must not cost more than this."""
-UNPROVEN = (MissReason.TORN, MissReason.CORRUPT)
+"""How long one scrape is reused: callers need no key, so they must not be able to cost more than this."""
+NOT_VALID = (MissReason.TORN, MissReason.CORRUPT)
 
-sources: list[Callable[[], Iterable[Metric]]] = []
-"""What else is measured at a scrape, in a thread; none may raise, or take longer than a few seconds."""
+Source = Callable[[], Iterable[Metric]]
+"""Measures something at a scrape, in a thread. It may not raise, or take longer than a few seconds."""
 
 
 class Memory(NamedTuple):
@@ -35,21 +35,22 @@ class Memory(NamedTuple):
 
 
 class ScrapeResult:
-    """What one scrape has found."""
+    """The metrics of one scrape, in the form that prometheus_client collects."""
 
-    def __init__(self, found: Iterable[Metric]) -> None:
-        self.found = list(found)
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self.metrics = list(metrics)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield it."""
-        yield from self.found
+        """Yield the metrics."""
+        yield from self.metrics
 
 
 class Scrapes:
-    """Answers scrapes. All who come at once, or within a second, share one."""
+    """Answers scrapes. Concurrent callers, and callers within a second, share one."""
 
-    def __init__(self, multiplexer: Multiplexer) -> None:
+    def __init__(self, multiplexer: Multiplexer, sources: Sequence[Source] = ()) -> None:
         self._multiplexer = multiplexer
+        self._sources = sources
         self._single_flight = SingleFlight()
         self._last = b""
         self._fresh_until = 0.0
@@ -62,10 +63,10 @@ class Scrapes:
 
     async def _scrape(self) -> None:
         if time.monotonic() < self._fresh_until:
-            return  # who came during the last one is given the last one
+            return  # this caller arrived during the last scrape and gets its result
         memory = await read_memory(self._multiplexer)
-        found = [*read_tally(), *redis_metrics("feeds", memory)]
-        found += await asyncio.to_thread(measure)
+        found = [*counter_metrics(), *redis_metrics("feeds", memory)]
+        found += await asyncio.to_thread(measure, self._sources)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         registry.register(ScrapeResult(merge(found)))
@@ -73,15 +74,15 @@ class Scrapes:
         self._fresh_until = time.monotonic() + FRESH_S
 
 
-def measure() -> list[Metric]:
+def measure(sources: Sequence[Source]) -> list[Metric]:
     """Return what the sources measure, one after the other."""
     return [family for source in sources for family in source()]
 
 
 async def read_memory(multiplexer: Multiplexer) -> Memory | None:
-    """Return the memory of the feeds' Redis, None where it gives no answer."""
+    """Return the memory of the feeds' Redis, None if it does not answer."""
     try:
-        [info] = await multiplexer.ask([("INFO", "memory")], atomic=False)
+        [info] = await multiplexer.send([("INFO", "memory")], atomic=False)
     except FeedsAway:
         return None
     if not isinstance(info, bytes):
@@ -90,28 +91,28 @@ async def read_memory(multiplexer: Multiplexer) -> Memory | None:
     return Memory(int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0)))
 
 
-def read_tally() -> Iterator[Metric]:
-    """Yield what this process has counted. Every label that there can be is there from the start, for `rate`."""
+def counter_metrics() -> Iterator[Metric]:
+    """Yield what this process has counted. Every possible label is there from the start, so that `rate` works."""
     codes = ["page", "unchanged", *sorted(problem.code for problem in Problem.__subclasses__())]
-    yield count("answers", "Answers to requests for a page, by the error's code", "code", tally.answers, codes)
-    yield count("cache_hits", "Pages proven true", "held_by", tally.hits, ["process", "redis"])
-    yield count("cache_misses", "Why the cache could not answer", "reason", tally.misses, list(MissReason))
-    unproven = {str(reason): tally.misses[reason] for reason in UNPROVEN}
-    yield count("cache_failed_proofs", "Cached lines that did not prove themselves", "reason", unproven, UNPROVEN)
-    yield count("refills", "Feeds put into the cache", "outcome", tally.refills, ["put", "refused", "away"])
-    yield count("limit_checks", "Where a key's rate was checked", "at", tally.limits, ["redis", "process", "kept"])
+    yield counter("answers", "Answers to requests for a page, by the error's code", "code", counters.answers, codes)
+    yield counter("cache_hits", "Pages served from a cache, found to be current", "held_by", counters.hits, ["process", "redis"])
+    yield counter("cache_misses", "Why the cache could not answer", "reason", counters.misses, list(MissReason))
+    not_valid = {str(reason): counters.misses[reason] for reason in NOT_VALID}
+    yield counter("cache_failed_proofs", "Cached items and counts that were not valid", "reason", not_valid, NOT_VALID)
+    yield counter("refills", "Feeds put into the cache", "outcome", counters.refills, ["put", "refused", "away"])
+    yield counter("limit_checks", "Where a key's rate was checked", "at", counters.limits, ["redis", "process", "kept"])
 
 
-def count(name: str, promise: str, label: str, counted: Mapping[str, int], known: Iterable[str]) -> Metric:
-    """Return counts by one label; those that are known are there though they are zero."""
-    family = CounterMetricFamily(f"usage_feeds_{name}", promise, labels=[label])
+def counter(name: str, help_: str, label: str, counted: Mapping[str, int], known: Iterable[str]) -> Metric:
+    """Return counts by one label; a known value is there even if its count is zero."""
+    family = CounterMetricFamily(f"usage_feeds_{name}", help_, labels=[label])
     for value in dict.fromkeys([*known, *counted]):
         family.add_metric([str(value)], counted.get(value, 0))
     return family
 
 
 def redis_metrics(role: str, memory: Memory | None) -> Iterator[Metric]:
-    """Yield whether a Redis answers, and its memory against its limit."""
+    """Yield whether a Redis answers, its memory and its memory limit."""
     up = GaugeMetricFamily("usage_feeds_server_up", "Whether a server gave an answer", labels=["server"])
     up.add_metric([f"redis_{role}"], memory is not None)
     yield up
@@ -125,7 +126,7 @@ def redis_metrics(role: str, memory: Memory | None) -> Iterator[Metric]:
 
 
 def merge(families: Iterable[Metric]) -> Iterator[Metric]:
-    """Yield one family for each name, as the format wants it."""
+    """Yield one family for each name, as the text format requires."""
     by_name: dict[str, Metric] = {}
     for family in families:
         if family.name in by_name:

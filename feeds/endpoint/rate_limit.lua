@@ -1,9 +1,9 @@
--- Take one turn of a key's rate. Returns 0, or in how many microseconds there is one.
+-- Take one token from a key's bucket. Returns 0, or in how many microseconds there is a token.
 --
--- A token bucket, kept as the instant at which it is full again: `rate` turns a second, as many in store. By Redis's
--- clock; where that was set back, no wait is longer than a second.
+-- The bucket is stored as the instant at which it is full again. It refills by `rate` tokens a second and holds as many.
+-- Instants are of Redis's clock; if that is set back, no wait is longer than a second.
 --
--- KEYS: the key's bucket. ARGV: the rate, in turns per second.
+-- KEYS: the key's bucket. ARGV: the rate, in tokens per second.
 local interval = 1000000 / tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

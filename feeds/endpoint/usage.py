@@ -6,61 +6,61 @@ from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from feeds import counters as tally
+from feeds import counters
 from feeds.cached.format import Hit, Miss, Unchanged
 from feeds.cursor import Signer
-from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, Page, read_request_key
+from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, read_request_key
 from feeds.endpoint.errors import IdentityMissing, InternalError, InvalidParameter, MethodNotAllowed, Problem
 from feeds.endpoint.identity import Access, Identities
 from feeds.endpoint.page_body import make_etag, matches, render_body
 from feeds.endpoint.query import parse_query
 from feeds.endpoint.rate_limit import RateLimiter
 from feeds.postgres import PostgresAway
-from feeds.read_through import Feeds, check_page, read
+from feeds.read_through import Feeds, make_revalidation, read
 
 log = logging.getLogger(__name__)
 
-GUARDS = (
+BROWSER_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-"""What keeps a browser from taking an answer for a page of ours."""
+"""They keep a browser from showing an answer as a page of ours."""
 COMMON_HEADERS = (
     (b"cache-control", b"private, no-cache"),
     (b"vary", b"Authorization, X-Org-ID"),
-    *GUARDS,
+    *BROWSER_HEADERS,
 )
-SHARED_HEADERS = ((b"content-type", b"application/json"), *COMMON_HEADERS)
+JSON_HEADERS = ((b"content-type", b"application/json"), *COMMON_HEADERS)
 
 
 class Services(NamedTuple):
-    """What answers are made from, for as long as the app lives."""
+    """What answers are made from, for the lifetime of the app."""
 
-    seal: Signer
+    signer: Signer
     feeds: Feeds
     identities: Identities
-    repeats: AnswerCache
-    limits: RateLimiter
+    answers: AnswerCache
+    rate_limiter: RateLimiter
 
 
 class Answer(NamedTuple):
-    """What is sent. `code` is an error's, else `page` or `unchanged`."""
+    """What is sent. `outcome` is an error's code, else `page` or `unchanged`."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
     body: bytes
-    code: str
+    outcome: str
 
 
 class Credentials(NamedTuple):
-    """The headers that say who asks. `org_ids` holds every `X-Org-ID` that says something."""
+    """The headers that identify the caller: every `Authorization` and every `X-Org-ID` that is not empty."""
 
     authorizations: list[str]
     org_ids: list[str]
 
 
 async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's own signature
-    """Answer one request for a page, whatever is asked: never with a traceback."""
+    """Answer one request for a page. An unexpected error is logged and answered with the envelope."""
     try:
         answer = await answer_usage(scope)
     except Problem as problem:
@@ -68,74 +68,81 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
     except PostgresAway as away:
         log.warning("no page: %s", away)
         answer = problem_answer(InternalError())
-    except Exception:  # the edge: a reader gets the envelope, the operator the traceback
+    except Exception:  # the edge: the caller gets the envelope, the operator the traceback
         log.exception("no page")
         answer = problem_answer(InternalError())
-    tally.answers[answer.code] += 1
+    counters.answers[answer.outcome] += 1
     body = b"" if scope["method"] == "HEAD" else answer.body
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def answer_usage(scope: Scope) -> Answer:
-    """Return the page that is asked for. Raises `Problem`, in the contract's order, or `PostgresAway`."""
+    """Return the page that is requested. Raises `Problem` or `PostgresAway`."""
     if scope["method"] not in {"GET", "HEAD"}:
         raise MethodNotAllowed
-    serving: Services = scope["state"]["serving"]
+    services: Services = scope["state"]["services"]
     headers = scope["headers"]
-    given = dict(headers)
-    # A header that comes twice is looked at closely, each time.
-    question = read_request_key(given, scope["query_string"]) if len(given) == len(headers) else None
-    meaning = serving.repeats.find(question)
-    if meaning is None:
-        meaning = await authenticate_and_parse(serving, headers, scope["query_string"])
-        serving.repeats.keep(question, meaning)
-    access = meaning.access
+    by_name = dict(headers)
+    # A request with a repeated header is never answered from the answer cache.
+    key = read_request_key(by_name, scope["query_string"]) if len(by_name) == len(headers) else None
+    answer = services.answers.find(key)
+    if answer is None:
+        answer = await authenticate_and_parse(services, headers, scope["query_string"])
+        services.answers.store(key, answer)
+    access = answer.access
     if access.rate is None:
-        page = await find_page(serving, meaning)
-    else:  # side by side, and so in one round trip
-        serving.limits.require_turn(access.key_id)
-        _, page = await asyncio.gather(serving.limits.take(access.key_id, access.rate), find_page(serving, meaning))
-    if b"if-none-match" in given and matches(join_values(headers, b"if-none-match"), page.etag):
+        page = await find_page(services, answer)
+    else:  # concurrently, so both share one round trip
+        services.rate_limiter.require_not_refused(access.key_id)
+        take = services.rate_limiter.take(access.key_id, access.rate)
+        _, page = await asyncio.gather(take, find_page(services, answer))
+    if b"if-none-match" in by_name and matches(join_values(headers, b"if-none-match"), page.etag):
         return Answer(304, [*COMMON_HEADERS, (b"etag", page.etag.encode())], b"", "unchanged")
     return Answer(200, [*page.headers], page.body, "page")
 
 
-async def authenticate_and_parse(serving: Services, headers: Headers, query_string: bytes) -> CachedAnswer:
-    """Return who asks, and what for. Raises `Problem`, in the contract's order, or `PostgresAway`."""
+async def authenticate_and_parse(services: Services, headers: Headers, query_string: bytes) -> CachedAnswer:
+    """Return who the caller is and what it requests, without a page yet.
+
+    Raises `PostgresAway`, or the first `Problem` in this order: authentication, filters, paging, other parameters.
+    """
     credentials = read_credentials(headers)
-    access = await identify(serving.identities, credentials)
-    ask = parse_query(query_string, serving.seal, access.org_id or "")
+    access = await authenticate(services.identities, credentials)
+    request = parse_query(query_string, services.signer, access.org_id or "")
     if len(credentials.org_ids) > 1:
         raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
-    return CachedAnswer(access, ask)
+    return CachedAnswer(access, request)
 
 
-async def find_page(serving: Services, meaning: CachedAnswer) -> Page:
-    """Return the page as it is sent: the one sent before, where the feed's count says that it is still true."""
-    feeds, org_id, ask, kept = serving.feeds, meaning.org_id, meaning.ask, meaning.page
-    answer: Hit | Miss | None = None
-    if kept is not None:
-        if meaning.check is None or not feeds.cache.is_current(meaning.check):
-            meaning.check = check_page(feeds, org_id, ask.feed, ask.place, kept.epoch, kept.total)
-        if meaning.check is not None:
-            said = await feeds.cache.revalidate(org_id, meaning.check)
-            if isinstance(said, Unchanged):
-                tally.hits["process"] += 1
-                return kept
-            answer = said
-    found = await read(feeds, org_id, ask.feed, ask.place, answer)
-    etag = make_etag(serving.seal, org_id, ask, found.total, found.epoch)
-    body = render_body(serving.seal, org_id, ask, found.total, found.entries)
-    headers = [*SHARED_HEADERS, (b"etag", etag.encode()), (b"content-length", b"%d" % len(body))]
-    meaning.page, meaning.check = Page(found.epoch, found.total, etag, headers, body), None
-    return meaning.page
+async def find_page(services: Services, answer: CachedAnswer) -> RenderedPage:
+    """Return the page as it is sent: the one that was sent last if the feed's count proves that it is current."""
+    feeds, org_id, request, last_page = services.feeds, answer.org_id, answer.request, answer.page
+    found: Hit | Miss | None = None
+    if last_page is not None:
+        if answer.revalidation is None or not feeds.cache.can_send(answer.revalidation):
+            answer.revalidation = make_revalidation(
+                feeds, org_id, request.feed, request.place, last_page.epoch, last_page.total
+            )
+        if answer.revalidation is not None:
+            reply = await feeds.cache.revalidate(org_id, answer.revalidation)
+            if isinstance(reply, Unchanged):
+                counters.hits["process"] += 1
+                return last_page
+            found = reply
+    part = await read(feeds, org_id, request.feed, request.place, found)
+    etag = make_etag(services.signer, org_id, request, part.total, part.epoch)
+    body = render_body(services.signer, org_id, request, part.total, part.items)
+    headers = [*JSON_HEADERS, (b"etag", etag.encode()), (b"content-length", b"%d" % len(body))]
+    answer.page, answer.revalidation = RenderedPage(part.epoch, part.total, etag, headers, body), None
+    return answer.page
 
 
-async def identify(identities: Identities, credentials: Credentials) -> Access:
-    """Return what the key grants, and for which organisation. Raises `IdentityMissing` or `Forbidden`.
+async def authenticate(identities: Identities, credentials: Credentials) -> Access:
+    """Return what the key may read, and of which organisation. Raises `IdentityMissing` or `Forbidden`.
 
-    None is named for a personal key with several `X-Org-ID`, which is refused once the parameters are read.
+    A personal key with several `X-Org-ID` gets an access without an organisation; it is refused after the parameters
+    were read.
     """
     if len(credentials.authorizations) != 1:
         raise IdentityMissing
@@ -155,16 +162,16 @@ def join_values(headers: Headers, name: bytes) -> str:
 
 
 def read_credentials(headers: Headers) -> Credentials:
-    """Return the headers that say who asks. An empty one is an absent one."""
-    given: dict[bytes, list[str]] = {b"authorization": [], b"x-org-id": []}
-    for name, value in headers:
-        if name in given and value:
-            given[name].append(value.decode("latin-1"))
-    return Credentials(*given.values())
+    """Return the headers that identify the caller. An empty value means that the header is absent."""
+
+    def values_of(wanted: bytes) -> list[str]:
+        return [value.decode("latin-1") for name, value in headers if name == wanted and value]
+
+    return Credentials(values_of(b"authorization"), values_of(b"x-org-id"))
 
 
 def problem_answer(problem: Problem) -> Answer:
     """Return an error's answer."""
     body = problem.body()
     length = (b"content-length", b"%d" % len(body))
-    return Answer(problem.status, [*SHARED_HEADERS, *problem.headers, length], body, problem.code)
+    return Answer(problem.status, [*JSON_HEADERS, *problem.headers, length], body, problem.code)

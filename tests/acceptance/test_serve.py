@@ -138,7 +138,7 @@ def test_nothing_is_left_of_an_endpoint_that_was_killed(processes, secret, wait_
 def test_what_keeps_the_endpoint_from_starting_is_one_line_and_code_2(environment, connection):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         tries = {
-            "cannot be listened at": (environment, str(taken.getsockname()[1])),
+            "cannot be used": (environment, str(taken.getsockname()[1])),
             "EVENT_SHARDS is 4 here": ({**environment, "EVENT_SHARDS": "4"}, "0"),
             "Connection refused": ({**environment, "DATABASE_URL": "postgresql://u:hidden@127.0.0.1:1/d"}, "0"),
             "No Postgres is known": ({**environment, "DATABASE_URL": ""}, "0"),

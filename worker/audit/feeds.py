@@ -12,10 +12,9 @@ from uuid import UUID
 from psycopg import Connection
 
 from feeds import store
-from feeds.cached import format as proof
 from feeds.cached.format import WINDOW, FeedsAway, Hit, Miss
 from feeds.cached.worker_connection import WorkerConnection
-from feeds.cached.writer import look, read_epoch
+from feeds.cached.writer import read_cached
 from feeds.page import Place, count_feeds, filter_of
 from feeds.queries import load_queries
 from worker.audit.ledger import Finding
@@ -74,7 +73,7 @@ def audit_feeds(
 
 def find_cached(sight: Sight) -> list[str]:
     """Return the organisations that have cached feeds, in order."""
-    prefix = proof.hash_key(proof.stamp(sight.epoch, sight.link.server()), "")[:-1]
+    prefix = hash_key(make_stamp(sight.epoch, sight.feeds_redis.server()), "")[:-1]
     found: set[str] = set()
     cursor: Any = b"0"
     while True:

@@ -15,50 +15,49 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from feeds.endpoint import app, metrics
+from feeds.endpoint.asgi import App, build_app
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
 from worker.commands import CannotRun
 from worker.commands.servers import open_database
-from worker.metrics import scrape as workers
+from worker.metrics import scrape
 
 BACKLOG = 1024
 AT_ONCE = 512
-"""Requests; more wait in their sockets."""
+"""How many requests are answered at the same time; more wait in their sockets."""
 REQUEST_BYTES = 32 * 1024
-"""Of a request's line and headers."""
+"""The limit for a request's first line and headers together."""
 HEADERS_WITHIN_MS = 10_000
 STOP_WITHIN_S = 8.0
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port to listen on.")
 def serve(*, host: str, port: int) -> None:
     """Run the endpoint: `GET /credits/usage`, `/openapi.json`, `/livez`, `/readyz` and `/metrics`.
 
-    One process. To use more cores, run more of them, each at a port of its own.
+    It is one process. To use more cores, run more of them, each on a port of its own.
     """
     settings = reader_settings()
     is_own = settings.reader_database_url != settings.database_url
     variable = "READER_DATABASE_URL" if is_own else "DATABASE_URL"
     with open_database(settings.reader_database_url, variable) as connection:
         check_ledger(connection, settings)
-    metrics.sources.append(workers.measure)
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(run(address, port))
+        asyncio.run(run(build_app([scrape.measure]), address, port))
     except FatalError as error:
-        raise CannotRun("The endpoint could not start: the line above says why.") from error
+        raise CannotRun("The endpoint could not start: the line above gives the reason.") from error
 
 
-async def run(address: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Requests under way are answered first.
+async def run(app: App, address: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT, then answer the requests under way.
 
-    In this very process: granian's usual main process leaves its worker running when it is killed.
+    The server runs in this process: granian's own main process leaves its worker running when it is killed.
     """
-    take_turns()
+    schedule_as_batch()
     server = Server(
         app,
         address=address,
@@ -82,11 +81,11 @@ async def run(address: str, port: int) -> None:
         click.echo(f"Requests were still under way after {STOP_WITHIN_S:.0f} s.", err=True)
 
 
-def take_turns() -> None:
-    """Keep the threads of this process, and of those to come, from interrupting each other whenever one has news.
+def schedule_as_batch() -> None:
+    """Keep the threads of this process from preempting each other whenever one of them wakes up.
 
-    Granian's otherwise interrupts Python's for every request that comes: on one core that cost a fifth to a third of
-    all requests a second. Linux alone knows it, and a container may forbid it.
+    Otherwise granian's thread preempts Python's for every request that arrives: on one core that cost a fifth to a third
+    of all requests a second. Only Linux has this scheduling policy, and a container may forbid it.
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -94,13 +93,13 @@ def take_turns() -> None:
 
 
 def stop(server: Server, serving: asyncio.Task[None]) -> None:
-    """End the server, and its patience."""
+    """Stop the server, and cut off requests that are still under way after `STOP_WITHIN_S`."""
     server.stop()  # type: ignore[no-untyped-call]
     asyncio.get_running_loop().call_later(STOP_WITHIN_S, serving.cancel)
 
 
 def require_free(host: str, port: int) -> str:
-    """Return the host's address. Raises unless the port is free: granian would share it with another of its kind."""
+    """Return the host's address. Raises `CannotRun` unless the port is free: granian would share it with another granian."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -110,10 +109,10 @@ def require_free(host: str, port: int) -> str:
             return str(address[0])
     except OSError as error:
         raise CannotRun(
-            f"{format_host(host)}:{port} cannot be listened at: {error.strerror or error}: give another --host or --port."
+            f"{format_host(host)}:{port} cannot be used: {error.strerror or error}: give another --host or --port."
         ) from None
 
 
 def format_host(host: str) -> str:
-    """Return a host as it stands in a URL."""
+    """Return a host in the form that a URL needs."""
     return f"[{host}]" if ":" in host else host

@@ -3,7 +3,7 @@
 SELECT epoch FROM ledger;
 
 -- name: renew_epoch
--- A new epoch in the place of one that was seen; nothing, where somebody else was first.
+-- Replaces an epoch that was seen; changes nothing if another process has replaced it already.
 UPDATE ledger
 SET epoch = gen_random_uuid()
 WHERE epoch = %(seen)s
