@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Set this checkout up, where it is not yet, and run it: `python3 run.py [test | faults | bench | COMMAND] …`.
+"""Set this checkout up if needed, then run it: `python3 run.py [test | faults | bench | COMMAND] …`.
 
-Alone it is `up --demo`. The first run makes `.venv` from `requirements.lock`. Standard library alone.
+Without arguments it runs `up --demo`. The first run makes `.venv` from `requirements.lock`. This file imports only
+the standard library.
 """
 
 import fcntl
@@ -18,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parent
 VENV = CHECKOUT / ".venv"
 LOCK = CHECKOUT / "requirements.lock"
 PYTHON_MINIMUM = (3, 11)
-OF_THE_TESTS = {"faults": "tests.faults.long", "bench": "tests.bench"}
+TEST_MODULES = {"faults": "tests.faults.long", "bench": "tests.bench"}
 STAGES = (
     ("format", ("ruff", "format", "--check", ".")),
     ("lint", ("ruff", "check", ".")),
@@ -28,9 +29,9 @@ STAGES = (
 
 
 def main(arguments: "list[str]") -> NoReturn:
-    """Set up, then become the command, or run all checks and tests."""
+    """Set up, then run all checks and tests, or replace this process by the command."""
     if sys.version_info < PYTHON_MINIMUM:
-        sys.exit(f"run.py: Python 3.11 or newer is needed, this is {sys.version.split()[0]}: call it by a newer one.")
+        sys.exit(f"run.py: Python 3.11 or newer is needed, this is {sys.version.split()[0]}. Run it with a newer one.")
     try:
         set_up(VENV, LOCK)
     except (OSError, subprocess.SubprocessError) as error:
@@ -38,32 +39,36 @@ def main(arguments: "list[str]") -> NoReturn:
     if arguments[:1] == ["test"]:
         sys.exit(run_stages(arguments[1:]))
     arguments = arguments or ["up", "--demo"]
-    module = OF_THE_TESTS.get(arguments[0])
+    module = TEST_MODULES.get(arguments[0])
     program = [module, *arguments[1:]] if module else ["worker", *arguments]
     command = [str(VENV / "bin" / "python"), "-m", *program]
     os.execve(command[0], command, environment())  # noqa: S606 -- no shell is wanted
 
 
 def set_up(venv: Path, lock: Path) -> None:
-    """Make a virtual environment of exactly what the lock file names, unless it is there already.
+    """Make a virtual environment of exactly what the lock file names, unless there is one.
 
-    A mark written last says that it is whole, and for which lock; the checkout itself is locked
-    meanwhile, so that a second process waits and finds it made.
+    The file `made-from` is written last: it says that the environment is complete, and for which lock file. The
+    checkout is locked meanwhile, so that a second process waits and then finds the environment complete.
+
+    Raises:
+        OSError: A file cannot be written.
+        subprocess.SubprocessError: uv, venv or pip failed; it has printed why.
     """
-    if is_whole(venv, lock):
+    if is_complete(venv, lock):
         return
     checkout = os.open(lock.parent, os.O_RDONLY)
     try:
         fcntl.flock(checkout, fcntl.LOCK_EX)
-        if not is_whole(venv, lock):
+        if not is_complete(venv, lock):
             make(venv, lock)
             (venv / "made-from").write_text(digest(lock))
     finally:
         os.close(checkout)
 
 
-def is_whole(venv: Path, lock: Path) -> bool:
-    """Tell whether the environment was made, to the end, from this very lock file."""
+def is_complete(venv: Path, lock: Path) -> bool:
+    """Tell whether the environment was completely made from this version of the lock file."""
     try:
         made_from = (venv / "made-from").read_text()
     except OSError:
@@ -72,15 +77,15 @@ def is_whole(venv: Path, lock: Path) -> bool:
 
 
 def digest(lock: Path) -> str:
-    """Return what tells one lock file from another."""
+    """Return the SHA-256 of the lock file."""
     return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def make(venv: Path, lock: Path) -> None:
-    """Make the environment anew, by uv where it is installed, else by pip."""
+    """Make the environment from scratch, with uv if it is installed, else with pip."""
     (venv / "made-from").unlink(missing_ok=True)
     python, uv = venv / "bin" / "python", shutil.which("uv")
-    say(f"making {venv} from {lock.name} with {'uv' if uv else 'pip'}, once; this may take a minute")
+    say(f"making {venv} from {lock.name} with {'uv' if uv else 'pip'}; this may take a minute")
     if uv:
         run([uv, "venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, str(venv)])
         install = [uv, "pip", "install", "--quiet", "--python", str(python)]
@@ -94,7 +99,7 @@ def make(venv: Path, lock: Path) -> None:
 
 
 def run(command: "list[str]") -> None:
-    """Run a program with nothing of the user's Python settings."""
+    """Run a program without the user's Python settings."""
     ours = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     }
@@ -102,14 +107,14 @@ def run(command: "list[str]") -> None:
 
 
 def environment() -> "dict[str, str]":
-    """Return the environment of our programs: they import from the checkout, never from the current folder."""
+    """Return the environment variables of our programs: they import from the checkout, not from the current folder."""
     ours = {"PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
     state = os.environ.get("USAGE_FEEDS_STATE") or str(CHECKOUT / ".usage-feeds")
     return {**os.environ, **ours, "USAGE_FEEDS_STATE": state}
 
 
 def run_stages(pytest_arguments: "list[str]") -> int:
-    """Check the format, lint, types and tests; stop at the first that fails, and say which."""
+    """Run the stages format, lint, types and tests. Stop at the first that fails, name it and return its exit code."""
     python = str(VENV / "bin" / "python")
     for name, command in STAGES:
         more = pytest_arguments if name == "tests" else []
@@ -122,7 +127,7 @@ def run_stages(pytest_arguments: "list[str]") -> int:
 
 
 def say(words: str) -> None:
-    """Tell the user what is going on."""
+    """Print a line of progress to standard error."""
     print(f"run.py: {words}", file=sys.stderr, flush=True)
 
 
