@@ -17,18 +17,18 @@ from tests.servers import CHECKOUT, server_folder, wait_until
 from worker.local.valkey import free_port
 
 READY_WITHIN_S = 60
-pytestmark = pytest.mark.timeout(300)  # each starts seven programs, some of them twice
+pytestmark = pytest.mark.timeout(300)  # each test starts seven programs, some tests start them twice
 
 
 class Up:
-    """One `up` with a state folder and a port of its own."""
+    """An `up` with a state folder and a port of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.port = free_port()
         self.out, self.err = folder / "out", folder / "err"
-        hidden = {name: value for name, value in os.environ.items() if name not in OURS}
-        self.environment = {**hidden, "PYTHONPATH": str(CHECKOUT), "USAGE_FEEDS_STATE": str(self.state)}
+        visible = {name: value for name, value in os.environ.items() if name not in OURS}
+        self.environment = {**visible, "PYTHONPATH": str(CHECKOUT), "USAGE_FEEDS_STATE": str(self.state)}
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, *arguments: str) -> list[str]:
@@ -49,8 +49,8 @@ class Up:
     def logged(self, words: str) -> bool:
         return words in self.err.read_text()
 
-    def stop(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
+    def stop(self, signal_number: signal.Signals) -> int:
+        self.process.send_signal(signal_number)
         return self.process.wait(60)
 
 
@@ -65,7 +65,7 @@ def up(no_settings: None) -> Iterator[Up]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Return the processes that a process started, directly or not."""
+    """Return the processes that a process started, directly or through others."""
     children_of: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -81,8 +81,8 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def named(pids: set[int], words: str) -> int:
-    """Return the first process whose command line has these words."""
+def find_process(pids: set[int], words: str) -> int:
+    """Return the first process whose command line holds these words."""
     return min(pid for pid in pids if words in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
 
 
@@ -93,49 +93,48 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def page(up: Up, query: str = "limit=100") -> dict:
-    """Get a page by the curl line that `up --demo` printed."""
+def read_page(up: Up, query: str = "limit=100") -> dict:
+    """Return a page, read with the key of the curl line that `up --demo` printed."""
     key = re.search(r"Bearer (\w+)'", up.out.read_text())[1]
     request = Request(f"http://127.0.0.1:{up.port}/credits/usage?{query}", headers={"Authorization": f"Bearer {key}"})
     with urlopen(request, timeout=10) as answer:
         return json.load(answer)
 
 
-def test_the_demo_shows_every_kind_within_a_minute_and_stops_in_order_on_ctrl_c(up):
+def test_the_demo_serves_every_kind_of_movement_within_a_minute_and_ctrl_c_stops_it_in_order(up):
     up.start("--demo")
     assert stat.S_IMODE((up.state / "addresses.json").stat().st_mode) == 0o600
     for kind in ("allot", "consume", "overflow", "expire", "revoke"):
-        wait_until(lambda kind=kind: page(up, f"kind={kind}")["pages"]["total_items"], within_s=60)
-    assert page(up)["pages"]["total_items"] > 40
+        wait_until(lambda kind=kind: read_page(up, f"kind={kind}")["pages"]["total_items"], within_s=60)
+    assert read_page(up)["pages"]["total_items"] > 40
     started = descendants(up.process.pid)
 
     assert up.stop(signal.SIGINT) == 0
     stopped = re.findall(r"stopping (\w+)", up.err.read_text())
     assert stopped == ["demo", "schedule", "endpoint", "worker", "valkey", "postgres"]
-    assert not up.logged("had to be killed")
+    assert not up.logged("and was killed")
     assert not [pid for pid in started if is_running(pid)]
     assert not (up.state / "addresses.json").exists()
 
 
-def test_a_killed_up_leaves_nothing_running_and_the_next_one_finds_what_it_kept(up):
+def test_a_killed_up_leaves_no_process_running_and_the_next_one_finds_its_data(up):
     up.start("--demo")
-    wait_until(lambda: page(up)["pages"]["total_items"] > 20, within_s=30)
+    wait_until(lambda: read_page(up)["pages"]["total_items"] > 20, within_s=30)
     started = descendants(up.process.pid)
-    assert (
-        len(started) >= 9
-    )  # guard, Postgres and its own, Valkey, worker and its pool, endpoint and its worker, schedule, demo
+    # guard, Postgres and its children, Valkey, worker and its pool, endpoint, schedule, demo
+    assert len(started) >= 9
 
     assert up.stop(signal.SIGKILL) == -signal.SIGKILL
     wait_until(lambda: not [pid for pid in started if is_running(pid)], within_s=8)
 
     up.start("--demo")
-    assert page(up)["pages"]["total_items"] > 20
+    assert read_page(up)["pages"]["total_items"] > 20
     assert up.stop(signal.SIGTERM) == 0
 
 
-def test_a_dead_worker_is_started_again_and_a_dead_server_ends_all(up):
+def test_up_restarts_a_dead_worker_and_ends_if_a_server_dies(up):
     up.start()
-    worker = named(descendants(up.process.pid), "worker.tasks worker")
+    worker = find_process(descendants(up.process.pid), "worker.tasks worker")
     assert up.run("health").returncode in {0, 1}
     second = up.run("up", "--port", str(free_port()))
     assert second.returncode == 2
@@ -143,17 +142,17 @@ def test_a_dead_worker_is_started_again_and_a_dead_server_ends_all(up):
     assert len(second.stderr.splitlines()) == 1
 
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: up.logged("worker was killed by SIGKILL: starting it again (1 of 5"), within_s=10)
+    wait_until(lambda: up.logged("worker was killed by SIGKILL: restarting it (restart 1 of at most 5"), within_s=10)
     wait_until(lambda: up.err.read_text().count(" ready.") == 2, within_s=30)
 
     started = descendants(up.process.pid)
-    os.kill(named(started, "valkey-server"), signal.SIGKILL)
+    os.kill(find_process(started, "valkey-server"), signal.SIGKILL)
     assert up.process.wait(60) == 2
-    assert "usage-feeds: The valkey was killed by SIGKILL: all is stopped" in up.err.read_text()
+    assert "usage-feeds: The valkey was killed by SIGKILL: everything is stopped" in up.err.read_text()
     assert not [pid for pid in started if is_running(pid)]
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_2(up):
+def test_a_port_in_use_is_reported_in_one_line_with_exit_code_2(up):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", up.port))
         listener.listen()
@@ -164,7 +163,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(up):
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_a_state_folder_of_another_postgres_is_refused_by_a_word_about_it(up):
+def test_a_state_folder_that_another_postgres_wrote_is_refused_with_its_version(up):
     up.state.mkdir(mode=0o711)
     data = up.state / "postgres" / "data"
     data.mkdir(parents=True)

@@ -20,30 +20,30 @@ def folder():
         yield path
 
 
-def test_a_copy_of_the_servers_tree_runs_where_the_account_cannot_reach_the_wheel(tmp_path, monkeypatch):
-    monkeypatch.setattr(postgres, "reaches", lambda *_: False)
-    monkeypatch.setattr(postgres, "SHARED", tmp_path / "shared")
+def test_a_copy_of_the_wheels_programs_runs_if_the_account_cannot_read_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(postgres, "can_read", lambda *_: False)
+    monkeypatch.setattr(postgres, "SHARED_FOLDER", tmp_path / "shared")
     account = Account("anyone", os.geteuid(), os.getegid())
 
-    programs = postgres.reachable_programs(postgres.embedded_programs(), account)
+    programs = postgres.readable_programs(postgres.embedded_programs(), account)
 
     assert programs.is_relative_to(tmp_path)
     assert postgres.program_version(programs) == 18
-    assert postgres.reachable_programs(postgres.embedded_programs(), account) == programs
+    assert postgres.readable_programs(postgres.embedded_programs(), account) == programs
 
 
-def test_data_that_the_account_cannot_reach_lies_elsewhere_behind_a_link(tmp_path, monkeypatch):
-    monkeypatch.setattr(postgres, "reaches", lambda *_: False)
-    monkeypatch.setattr(postgres, "SHARED", tmp_path / "shared")
+def test_data_goes_to_a_shared_folder_behind_a_link_if_the_account_cannot_read_the_state_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(postgres, "can_read", lambda *_: False)
+    monkeypatch.setattr(postgres, "SHARED_FOLDER", tmp_path / "shared")
     account = Account("anyone", os.geteuid(), os.getegid())
 
-    homes = [postgres.reachable_home(tmp_path / "state" / "postgres", account) for _ in range(2)]
+    homes = [postgres.readable_home(tmp_path / "state" / "postgres", account) for _ in range(2)]
 
     assert homes[0] == homes[1] == (tmp_path / "state" / "postgres").readlink()
     assert homes[0].parent == tmp_path / "shared"
 
 
-def test_a_socket_whose_path_would_be_too_long_lies_elsewhere_and_goes_with_the_next_start(tmp_path):
+def test_a_socket_folder_with_a_too_long_path_is_made_elsewhere_and_the_next_start_removes_it(tmp_path):
     home = tmp_path / ("long " * 20)
     home.mkdir()
 
@@ -56,11 +56,11 @@ def test_a_socket_whose_path_would_be_too_long_lies_elsewhere_and_goes_with_the_
     assert not second.exists()
 
 
-def test_postgres_keeps_its_data_in_a_folder_with_spaces_and_quotes_whose_path_is_long(folder):
+def test_postgres_finds_its_data_again_in_a_long_path_with_spaces_and_quotes(folder):
     home = folder / 'it\'s a "long" way' / ("x" * 100) / "postgres"
     home.parent.mkdir(mode=0o711, parents=True)
     home.parents[1].chmod(0o711)
-    for statement in ("CREATE TABLE kept ()", "SELECT FROM kept"):
+    for statement in ("CREATE TABLE stored ()", "SELECT FROM stored"):
         with (folder / "log").open("wb") as log:
             server = postgres.start_postgres(home, log, settings=postgres.UNSAFE_BUT_FAST)
             with psycopg.connect(server.url, autocommit=True) as connection:
@@ -69,18 +69,18 @@ def test_postgres_keeps_its_data_in_a_folder_with_spaces_and_quotes_whose_path_i
             postgres.remove_socket_folder(server.home)
 
 
-def test_an_initdb_that_was_killed_is_forgotten(folder):
-    half_made = folder / "postgres" / "initdb-killed"
-    half_made.mkdir(parents=True)
-    (half_made / "PG_VERSION").touch()
+def test_a_start_removes_what_a_killed_initdb_left(folder):
+    unfinished = folder / "postgres" / "initdb-killed"
+    unfinished.mkdir(parents=True)
+    (unfinished / "PG_VERSION").touch()
     with (folder / "log").open("wb") as log:
         server = postgres.start_postgres(folder / "postgres", log, settings=postgres.UNSAFE_BUT_FAST)
         assert children.stop(server.process, postgres.SIGNALS, within_s=20)
 
-    assert not half_made.exists()
+    assert not unfinished.exists()
 
 
-def test_valkey_keeps_data_port_and_its_password_and_takes_another_port_where_its_own_is_taken(folder):
+def test_valkey_starts_again_with_its_data_port_and_password_and_takes_another_port_if_its_own_is_in_use(folder):
     urls = []
     with (folder / "log").open("wb") as log, socket.socket() as squatter:
         for _ in range(3):
@@ -100,29 +100,31 @@ def test_valkey_keeps_data_port_and_its_password_and_takes_another_port_where_it
     assert urls[0].rpartition(":")[0] == urls[2].rpartition(":")[0]
 
 
-def test_a_child_that_keeps_dying_is_started_again_five_times_then_all_ends(tmp_path, monkeypatch, capfd):
+def test_a_child_that_dies_again_and_again_is_restarted_five_times_before_the_supervisor_gives_up(
+    tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr(supervisor, "RESTART_AFTER_S", 0)
-    one = Supervisor(tmp_path)
-    one.start("loser", [sys.executable, "-c", "exit(3)"], signals=(signal.SIGTERM,), within_s=5)
+    supervised = Supervisor(tmp_path)
+    supervised.start("loser", [sys.executable, "-c", "exit(3)"], signals=(signal.SIGTERM,), within_s=5)
 
     with pytest.raises(ChildDied, match="The loser ended with code 3, 6 times within a minute"):
-        one.watch()
+        supervised.watch()
 
-    assert capfd.readouterr().err.count("starting it again") == 5
+    assert capfd.readouterr().err.count("restarting it") == 5
 
 
-def test_what_children_print_is_passed_on_line_by_line_under_their_names(tmp_path, capfd):
-    one = Supervisor(tmp_path)
+def test_childrens_output_is_printed_line_by_line_under_their_names(tmp_path, capfd):
+    supervised = Supervisor(tmp_path)
     speak = "import sys; print('one'); print('two', file=sys.stderr); print('unfinished', end='')"
-    child = one.start("speaker", [sys.executable, "-c", speak], signals=(), within_s=5)
-    assert children.wait_for(lambda: one.has_printed("speaker", b"unfinished"), 10, one.pump)
+    child = supervised.start("speaker", [sys.executable, "-c", speak], signals=(), within_s=5)
+    assert children.wait_for(lambda: supervised.has_printed("speaker", b"unfinished"), 10, supervised.forward_output)
     children.end_group(child.process)
 
     lines = capfd.readouterr().err.splitlines()
     assert sorted(lines) == [f"{'speaker':8} | {word}" for word in ("one", "two", "unfinished")]
 
 
-def test_a_child_and_its_own_children_end_with_the_process_that_started_them(tmp_path):
+def test_a_child_and_its_own_children_end_when_their_parent_is_killed(tmp_path):
     pids = tmp_path / "pids"
     below = f"import os, time; os.fork(); open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     parent = (

@@ -1,1 +1,1 @@
-"""One machine: Postgres and Valkey from wheels, and the supervisor behind `up`."""
+"""Run everything on one machine: Postgres and Valkey from wheels, and the supervisor of `up`."""

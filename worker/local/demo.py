@@ -1,4 +1,4 @@
-"""Which sample traffic shows every kind of movement? Run as a process of its own by `up --demo`.
+"""Which sample traffic causes every kind of movement? `up --demo` runs it as a process of its own.
 
 Three customers: a busy studio, a law firm with steady work, and a start-up that outgrows its plan.
 """
@@ -18,14 +18,15 @@ from worker.settings import worker_settings
 
 Event = dict[str, Any]
 
-REMEMBERED = 50
+RECENT_MAX = 50
+"""How many recent usages and promotions can be repeated or revoked."""
 DRAWN_FIRST, DRAWN_LAST = 10, 90
-"""Before the plan, whose priority is the default; and after it, so that something is left to lapse."""
+"""Priorities before and after the plan's, which is the default. What is drawn last has credits left when it expires."""
 RETRY_AFTER_S = 2.0
 
 
 class Customer(NamedTuple):
-    """One organisation of the demo, and how it behaves. Weights are relative."""
+    """One organisation of the demo, and how often it does what. Weights are relative."""
 
     org_id: str
     plan_credits: int
@@ -33,40 +34,43 @@ class Customer(NamedTuple):
     trademark_weight: int
 
 
-SHOWN = Customer("org_studio", 2_000, 6, 2)
-"""The one whose feed the ready `curl` line shows."""
-CUSTOMERS = (SHOWN, Customer("org_lawfirm", 5_000, 1, 6), Customer("org_startup", 500, 5, 1))
+STUDIO = Customer("org_studio", 2_000, 6, 2)
+"""The `curl` line that `up --demo` prints reads the feed of this customer."""
+CUSTOMERS = (STUDIO, Customer("org_lawfirm", 5_000, 1, 6), Customer("org_startup", 500, 5, 1))
 
 
 class Traffic:
-    """Endless plausible events. Refs are unique, but for the plan's: one grant a month, however often we start."""
+    """Endless plausible events.
+
+    All refs are new, except the plan's: its ref names the month, so a restart does not grant the month's plan twice.
+    """
 
     def __init__(self, seed: int | None = None) -> None:
-        """Take a seed for tests."""
+        """Take a seed, with which tests make the random choices repeatable."""
         self.random = random.Random(seed)
-        self.usages: deque[Event] = deque(maxlen=REMEMBERED)
-        self.promotions: deque[Event] = deque(maxlen=REMEMBERED)
+        self.usages: deque[Event] = deque(maxlen=RECENT_MAX)
+        self.promotions: deque[Event] = deque(maxlen=RECENT_MAX)
 
     def history(self, now: datetime) -> list[Event]:
-        """Return what comes first: several pages, and every kind of movement within a quarter of a minute."""
-        events = [self.trademark(SHOWN)]  # before its plan, so this overflows
+        """Return the first events: they fill several pages and cause every kind of movement within 15 seconds."""
+        events = [self.trademark(STUDIO)]  # overflows, because its plan comes later
         for customer in CUSTOMERS:
             events += [self.plan(customer, now), self.promotion(customer, now, lasts_s=12, priority=DRAWN_LAST)]
             events += [self.promotion(customer, now, lasts_s=lasts_s) for lasts_s in (25, 40)]
             for _ in range(10):
                 events += [*self.ai_burst(customer), self.trademark(customer)]
-        lost = self.promotion(SHOWN, now, lasts_s=600)
+        mistaken = self.promotion(STUDIO, now, lasts_s=600)
         conflict = {**self.usages[0], "credits": self.usages[0]["credits"] + 1}
-        return [*events, lost, self.revoke(lost), self.usages[-1], conflict]
+        return [*events, mistaken, self.revoke(mistaken), self.usages[-1], conflict]
 
     def batches(self) -> Iterator[tuple[list[Event], float]]:
-        """Yield what comes next, and for how many seconds to rest after it: about 8 events a second."""
+        """Yield events, and how many seconds to wait after them: about 8 events a second."""
         while True:
             events = self.next_events(datetime.now(UTC))
             yield events, len(events) / 8 * self.random.uniform(0.5, 1.5)
 
     def next_events(self, now: datetime) -> list[Event]:
-        """Return one thing that happens."""
+        """Return the events of one random action of one random customer."""
         customer = self.random.choice(CUSTOMERS)
         kinds = ("ai", "trademark", "promotion", "later", "revoke", "repeat")
         weights = (customer.ai_burst_weight * 2, customer.trademark_weight * 4, 2, 1, 1, 1)
@@ -86,7 +90,7 @@ class Traffic:
                 return [self.random.choice(self.usages)] if self.usages else []
 
     def plan(self, customer: Customer, now: datetime) -> Event:
-        """Return the month's grant: always the same within a month."""
+        """Return the month's grant. It is the same for the whole month."""
         month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         next_month = (month + timedelta(days=32)).replace(day=1)
         return {
@@ -102,9 +106,17 @@ class Traffic:
     def promotion(
         self, customer: Customer, now: datetime, lasts_s: int, priority: int = DRAWN_FIRST, starts_in_s: int = 0
     ) -> Event:
-        """Return a small gift that lapses soon."""
+        """Return a small grant that expires soon.
+
+        Args:
+            customer: Who gets it.
+            now: The current time.
+            lasts_s: Seconds from its start to its end.
+            priority: Of the grant; lower is drawn first.
+            starts_in_s: Seconds from now to its start; with 0 it has no start.
+        """
         start = now + timedelta(seconds=starts_in_s)
-        gift = {
+        grant = {
             "type": "grant",
             "org_id": customer.org_id,
             "grant_ref": str(TypeID("grant")),
@@ -114,9 +126,9 @@ class Traffic:
             "expires_at": start + timedelta(seconds=lasts_s),
         }
         if starts_in_s:
-            gift["effective_at"] = start
-        self.promotions.append(gift)
-        return gift
+            grant["effective_at"] = start
+        self.promotions.append(grant)
+        return grant
 
     def ai_burst(self, customer: Customer) -> list[Event]:
         """Return a few AI usages at once."""
@@ -133,20 +145,20 @@ class Traffic:
         return self.usages[-1]
 
     def revoke(self, grant: Event) -> Event:
-        """Return the claw-back of a grant."""
+        """Return the revoke of a grant."""
         fields = {"grant_ref": grant["grant_ref"], "reason": "sample of a promotion that was given in error"}
         return {"type": "revoke", "org_id": grant["org_id"], **fields}
 
 
 def main() -> None:
-    """Send the traffic until we are stopped; while the streams are away, try again."""
+    """Send the traffic until the process is stopped. Events that Redis does not accept are dropped."""
     settings, traffic = worker_settings(), Traffic()
     with Producer(
         settings.redis_url, settings.celery_broker_url, settings.event_shards, settings.usage_kinds
     ) as producer:
         history = traffic.history(datetime.now(UTC))
         producer.send(history)
-        print(f"sent a history of {len(history)} events; from now on about 8 a second", flush=True)  # noqa: T201
+        print(f"sent a history of {len(history)} events; sending about 8 a second from now on", flush=True)  # noqa: T201
         for events, rest_s in traffic.batches():
             try:
                 producer.send(events)

@@ -1,8 +1,8 @@
 """Who ends the children of a process that was killed? This file, run as a process of its own.
 
-It reads lines of a process group and a signal (0: forget the group) from standard input. At its
-end the writer is gone, however it went: the groups get their signals, and after a grace SIGKILL.
-Standard library alone: it runs isolated from everything else.
+It reads lines from standard input: the id of a process group and a signal number (0: forget the group). Standard input
+ends when the writer ends, for any reason. Then the guard sends each group its signal, and SIGKILL after a grace period.
+It imports the standard library only, because it runs with an isolated Python (`-I -S`).
 """
 
 import os
@@ -11,31 +11,32 @@ import sys
 import time
 
 GRACE_S = 5.0
+POLL_S = 0.05
 
 
-def send(group: int, number: int) -> bool:
-    """Signal a process group; False when it is gone."""
+def send(group: int, signal_number: int) -> bool:
+    """Signal a process group; return False if it no longer exists."""
     try:
-        os.killpg(group, number)
+        os.killpg(group, signal_number)
     except (ProcessLookupError, PermissionError):
         return False
     return True
 
 
 def main() -> None:
-    """Wait for the end of standard input, then end what it named."""
+    """Read groups until standard input ends, then end them."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    groups: dict[int, int] = {}
+    signal_of_group: dict[int, int] = {}
     for line in sys.stdin:
-        group, number = map(int, line.split())
-        groups[group] = number
-    left = [group for group, number in groups.items() if number and send(group, number)]
+        group, signal_number = map(int, line.split())
+        signal_of_group[group] = signal_number
+    alive = [group for group, number in signal_of_group.items() if number and send(group, number)]
     deadline = time.monotonic() + GRACE_S
-    while left and time.monotonic() < deadline:
-        time.sleep(0.05)
-        left = [group for group in left if send(group, 0)]
-    for group in left:
+    while alive and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        alive = [group for group in alive if send(group, 0)]
+    for group in alive:
         send(group, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""What runs on one machine, and where is it found?"""
+"""Which processes does `up` start on this machine, and at which addresses?"""
 
 import os
 import socket
@@ -20,46 +20,49 @@ from worker.settings import worker_settings
 
 HOST = "127.0.0.1"
 DATABASE = "usage_feeds"
-ALONE = ("--without-mingle", "--without-gossip")
-"""The only worker of its broker has no neighbours to look for, which takes a second."""
+SINGLE_WORKER_OPTIONS = ("--without-mingle", "--without-gossip")
+"""`up` runs the only worker of its broker. A search for other workers would delay its start by a second."""
 
 
 class PortInUse(UnusableSetup):
-    """Something listens on the endpoint's port. Stop it, or choose another."""
+    """Another program listens on the endpoint's port. Stop it, or choose another port."""
 
 
 def require_port(port: int) -> None:
-    """Raise PortInUse unless the endpoint can listen there."""
+    """Raise PortInUse unless the endpoint can listen on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise PortInUse(f"Port {port} cannot be used ({error.strerror}): choose another by --port.") from None
+            raise PortInUse(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None
 
 
 def start_servers(supervisor: Supervisor, state: Path) -> None:
-    """Start Postgres and Valkey, unless the environment names others, and put their addresses into the environment."""
+    """Start Postgres and Valkey and put their addresses into the environment.
+
+    A server whose address is already in the environment is not started.
+    """
     if not os.environ.get("DATABASE_URL"):
-        supervisor.say("starting Postgres")
-        with supervisor.output("postgres") as output:
-            server = postgres.start_postgres(state / "postgres", output, idle=supervisor.pump)
-        supervisor.keep(
-            "postgres", server.process, postgres.SIGNALS, after=lambda: postgres.remove_socket_folder(server.home)
+        supervisor.report("starting Postgres")
+        with supervisor.output_pipe("postgres") as output:
+            server = postgres.start_postgres(state / "postgres", output, idle=supervisor.forward_output)
+        supervisor.add_server(
+            "postgres", server.process, postgres.SIGNALS, clean_up=lambda: postgres.remove_socket_folder(server.home)
         )
         os.environ["DATABASE_URL"] = create_database(server.url)
     if not os.environ.get("REDIS_URL"):
-        supervisor.say("starting Valkey")
-        with supervisor.output("valkey") as output:
-            process, url = valkey.start_valkey(state / "valkey", output, idle=supervisor.pump)
-        supervisor.keep("valkey", process, valkey.SIGNALS)
+        supervisor.report("starting Valkey")
+        with supervisor.output_pipe("valkey") as output:
+            process, url = valkey.start_valkey(state / "valkey", output, idle=supervisor.forward_output)
+        supervisor.add_server("valkey", process, valkey.SIGNALS)
         os.environ["REDIS_URL"] = url
     worker_settings.cache_clear()
     reader_settings.cache_clear()
 
 
 def create_database(server_url: str) -> str:
-    """Make our database where it is missing, and return its URL."""
+    """Create our database if it does not exist, and return its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
         if not found:
@@ -69,9 +72,9 @@ def create_database(server_url: str) -> str:
 
 
 def prepare_ledger() -> None:
-    """Bring the schema up to date, see that Redis answers, and put the ledger's facts into the environment.
+    """Check that Redis answers, bring the schema up to date, and put the ledger's facts into the environment.
 
-    So a second run need not be told again what the first was told.
+    So a second `up` needs no settings that the first one recorded in the ledger.
     """
     settings = worker_settings()
     with redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as streams:
@@ -90,11 +93,11 @@ def prepare_ledger() -> None:
 
 def start_processes(supervisor: Supervisor, state: Path, port: int) -> None:
     """Start worker, endpoint and schedule, and wait until the first two are ready."""
-    quiet = ("-W", "ignore:You're running the worker with superuser privileges")  # so it does, where `up` itself does
+    quiet = ("-W", "ignore:You're running the worker with superuser privileges")  # it does if `up` runs as root
     celery = ("-m", "celery", "-A", "worker.tasks")
     worker = supervisor.start(
         "worker",
-        python(*quiet, *celery, "worker", "--concurrency", "2", "--loglevel", "info", *ALONE),
+        python(*quiet, *celery, "worker", "--concurrency", "2", "--loglevel", "info", *SINGLE_WORKER_OPTIONS),
         signals=(SIGTERM, SIGQUIT),
         within_s=15,
     )
@@ -114,17 +117,17 @@ def start_demo(supervisor: Supervisor) -> None:
 
 
 def endpoint_url(port: int) -> str:
-    """Return where the endpoint is found."""
+    """Return the endpoint's base URL."""
     return f"http://{HOST}:{port}"
 
 
 def python(*arguments: str) -> list[str]:
-    """Return the command that runs this very Python."""
+    """Return the command that runs the Python of this process."""
     return [sys.executable, *arguments]
 
 
 def is_answering(url: str) -> bool:
-    """Tell whether a URL is answered with 200."""
+    """Return whether a URL is answered with 200."""
     try:
         with urlopen(url, timeout=1) as answer:  # noqa: S310 -- our own http URL
             return bool(answer.status == 200)

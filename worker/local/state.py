@@ -1,4 +1,4 @@
-"""Who uses the state folder, and what do others find there?"""
+"""Which `up` holds the state folder, and which addresses does it store there?"""
 
 import fcntl
 import json
@@ -12,48 +12,51 @@ from feeds.state import addresses_file
 from worker.local import children
 from worker.settings import worker_settings
 
-KEPT_SETTINGS = ("DATABASE_URL", "READER_DATABASE_URL", "REDIS_URL", "FEEDS_REDIS_URL", "CELERY_BROKER_URL")
+STORED_SETTINGS = ("DATABASE_URL", "READER_DATABASE_URL", "REDIS_URL", "FEEDS_REDIS_URL", "CELERY_BROKER_URL")
 LOCK_WITHIN_S = 8.0
-"""A killed `up` leaves its lock to the guard until all of its children are gone."""
+"""When `up` is killed, its guard holds the lock until all of its children have ended."""
 
 
 class StateInUse(UnusableSetup):
-    """Another `up` runs from the same state folder. Stop it, or choose another."""
+    """Another `up` runs from the same state folder. Stop it, or choose another folder."""
 
 
 @contextmanager
-def hold_state(state: Path) -> Iterator[None]:
-    """Make the state folder and keep every other `up` out of it, until our last child is gone."""
+def locked_state_folder(state: Path) -> Iterator[None]:
+    """Make the state folder and hold its lock until our last child has ended. Raises StateInUse."""
     state.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     lock = os.open(state / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if not children.wait_for(lambda: lock_or_refuse(lock, state), LOCK_WITHIN_S):
-            raise StateInUse(f"What a killed `up` left in {state} is still ending: try again in a moment.")
+        if not children.wait_for(lambda: try_lock(lock, state), LOCK_WITHIN_S):
+            raise StateInUse(f"The processes of a killed `up` in {state} are still ending: try again in a moment.")
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
-        children.have_guard_hold(lock)
+        children.pass_to_guard(lock)
         yield
         os.ftruncate(lock, 0)
     finally:
         os.close(lock)
 
 
-def lock_or_refuse(lock: int, state: Path) -> bool:
-    """Take the lock; False while a dead process's children hold it, StateInUse while its holder lives."""
+def try_lock(lock: int, state: Path) -> bool:
+    """Take the lock. Return False if its owner has died but the owner's guard still holds it.
+
+    Raises StateInUse if the owner is alive.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode()
-        if holder and is_alive(int(holder)):
+        owner = os.pread(lock, 20, 0).decode()
+        if owner and is_alive(int(owner)):
             raise StateInUse(
-                f"Another `up` (process {holder}) runs from {state}: stop it, or choose another folder by --state."
+                f"Another `up` (process {owner}) runs from {state}: stop it, or choose another folder with --state."
             ) from None
         return False
     return True
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process exists."""
+    """Return whether a process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -63,18 +66,21 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def forget_addresses() -> None:
-    """Remove what a killed `up` left, lest we take its addresses for ours."""
+def remove_stale_addresses() -> None:
+    """Remove the addresses of a killed `up`, so that we do not connect to its servers."""
     addresses_file().unlink(missing_ok=True)
     worker_settings.cache_clear()
 
 
 @contextmanager
-def published_addresses(endpoint_url: str) -> Iterator[None]:
-    """Let other commands find all of this, as long as it runs. For our eyes alone: a password is in it."""
+def stored_addresses(endpoint_url: str) -> Iterator[None]:
+    """Store our addresses in the state folder while the block runs, so that other commands find this `up`.
+
+    Only our own account can read the file: it holds a password.
+    """
     facts = worker_settings()
     addresses = {
-        **{name.lower(): os.environ[name] for name in KEPT_SETTINGS if os.environ.get(name)},
+        **{name.lower(): os.environ[name] for name in STORED_SETTINGS if os.environ.get(name)},
         "event_shards": facts.event_shards,
         "usage_kinds": ",".join(facts.usage_kinds),
         "expiry_grace_s": facts.expiry_grace_s,

