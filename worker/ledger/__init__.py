@@ -1,0 +1,1 @@
+"""From a batch of entries to movements in Postgres."""

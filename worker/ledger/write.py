@@ -14,7 +14,16 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
+from worker.events import (
+    EVENT_BYTES,
+    Event,
+    EventRefused,
+    EventTooLarge,
+    GrantEvent,
+    RevokeEvent,
+    UsageEvent,
+    parse_event,
+)
 from worker.ledger.arrays import (
     as_arrays,
     format_array,
@@ -23,7 +32,8 @@ from worker.ledger.arrays import (
     format_movement,
     format_organisations,
 )
-from worker.ledger.entries import Entry, Refusal, bury
+from worker.ledger.dead_letters import bury
+from worker.ledger.entries import Entry, Refusal
 from worker.ledger.hash_chain import chain, start_chain
 from worker.ledger.posting import Grant, Organisation, Terms, post
 
@@ -146,6 +156,8 @@ def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[
     events, refusals = [], []
     for entry in entries:
         try:
+            if entry.size > EVENT_BYTES:  # `raw` may be cut, so its own length says less
+                raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {entry.size}")
             events.append((entry, parse_event(entry.raw, ledger.usage_numbers)))
         except EventRefused as reason:
             refusals.append(Refusal(entry, reason))
