@@ -12,7 +12,7 @@ class Problem(Exception):  # noqa: N818 -- an answer to the caller, not an error
 
     status = 500
     code = "credit.usage.failed"
-    message = "InternalError to list credit activity"
+    message = "Failed to list credit activity"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, message: str = "", *, fields: Mapping[str, str] | None = None) -> None:
