@@ -19,7 +19,7 @@ async def repeat(name: str, step: Callable[[], Awaitable[object]], pause_s: floa
         await asyncio.sleep(pause_s)
         try:
             await step()
-        except Exception:  # the edge of the task: nobody else would see the error
+        except Exception:  # the edge of the task: no caller would see the error
             if not failed:
                 log.exception("%s failed; it is repeated every %s s", name, pause_s)
             failed = True

@@ -1,12 +1,12 @@
 """Which epoch of the ledger do cache keys carry, and how does each side learn it?
 
-An epoch is the random id of one history of the ledger. `rebuild`, or a feeds' Redis that stays away, starts a new one:
-then no process ever reads again what was cached before.
+An epoch is the random id of one history of the ledger. `rebuild` starts a new one, and so does a worker if the feeds'
+Redis stays away. Then no process ever reads again what was cached before.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
@@ -17,6 +17,9 @@ from feeds.postgres import Postgres, PostgresAway
 from feeds.queries import load_queries
 from feeds.schema import LedgerEmpty
 
+if TYPE_CHECKING:  # the worker needs this module, but none of the multiplexer's libraries
+    from feeds.cached.multiplexer import Multiplexer
+
 SQL = load_queries(__file__)
 
 LEARN_EVERY_S = 0.15
@@ -24,9 +27,9 @@ LEARN_EVERY_S = 0.15
 LEARN_WITHIN_S = 0.3
 """How long one such read may take."""
 KNOWN_WITHIN_S = LEARN_WITHIN_S + LEARN_EVERY_S + LEARN_WITHIN_S + 0.1
-"""When every endpoint that Postgres answers in time knows of a new epoch: it may have read the old one just before, paused,
-and read again. It is less than the second after which another drain takes over a batch that is posted but not yet
-deleted."""
+"""How long a new epoch may be unknown to an endpoint, if Postgres answers in time: the endpoint may have just read the
+old epoch, then pauses, then reads again. It is less than the second after which another drain takes over a batch that is
+posted but not yet deleted."""
 
 
 def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
@@ -45,7 +48,7 @@ def renew_epoch(connection: Connection[tuple[object, ...]], seen: UUID) -> None:
 
 
 async def fetch_epoch(postgres: Postgres) -> UUID:
-    """Return the ledger's current epoch. Raises `PostgresAway`, also if the ledger is empty (during a restore)."""
+    """Return the ledger's current epoch. Raises `PostgresAway`, also if the ledger has no row (during a restore)."""
     rows = await postgres.fetch(SQL["read_epoch"], {})
     if not rows:
         raise PostgresAway(str(LedgerEmpty()))
@@ -63,21 +66,24 @@ class Stamp(NamedTuple):
 class EpochTracker:
     """The epoch as one endpoint process knows it.
 
-    `current` is the epoch, None until it is known; `ended` the one before it. `fetch` reads the epoch from Postgres and
-    may raise `PostgresAway`; `server` returns the feeds' Redis that the next command goes to.
+    `current` is the epoch, None until it is known; `ended` is the one before it.
+
+    Args:
+        fetch: Reads the epoch from Postgres. It may raise `PostgresAway`.
+        multiplexer: The connection to the feeds' Redis. Its `server` is the one that the next command goes to.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[UUID]], server: Callable[[], Server | None]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[UUID]], multiplexer: "Multiplexer") -> None:
         self.current: UUID | None = None
         self.ended: UUID | None = None
         self._fetch = fetch
-        self._server = server
+        self._multiplexer = multiplexer
         self._learning = asyncio.Lock()
         self._stamp = Stamp(None, None, None)
 
     def stamp(self) -> Stamp:
         """Return what cache keys carry now: the same object for as long as it is true."""
-        server = self._server()
+        server = self._multiplexer.server
         if self._stamp.epoch is not self.current or self._stamp.server is not server:
             digest = None if self.current is None or server is None else make_stamp(self.current, server)
             self._stamp = Stamp(self.current, server, digest)

@@ -70,7 +70,8 @@ class Multiplexer:
     def send(self, commands: Sequence[Command], *, atomic: bool = True) -> asyncio.Future[Replies]:
         """Send commands on the present connection, as one MULTI block if `atomic`.
 
-        Returns a future of the replies to MULTI, the commands and EXEC, or to just the commands. It fails as `FeedsAway`.
+        Returns a future of the replies to MULTI, the commands and EXEC, or just to the commands. It fails as
+        `FeedsAway`.
         Commands reach `server` if the caller does not await between reading `server` and this call.
         """
         return self.connection.send(commands, atomic=atomic) if self.connection is not None else self._fail()
@@ -101,10 +102,11 @@ class Multiplexer:
             raise FeedsAway(str(answer))
         return await self.send(commands, atomic=False)
 
-    async def run_script(
-        self, script: Script, keys: Sequence[bytes], arguments: Sequence[str | bytes | int]
-    ) -> object:
-        """Return a script's reply, perhaps an error reply; sends the script's text if the server does not know it."""
+    async def run_script(self, script: Script, keys: Sequence[bytes], arguments: Sequence[str | bytes | int]) -> object:
+        """Return a script's reply, perhaps an error reply. Sends the script's text if the server does not know it.
+
+        Raises `FeedsAway`.
+        """
         connection = self.connection
         (reply,) = await self.send([("EVALSHA", script.digest, len(keys), *keys, *arguments)], atomic=False)
         if not is_unknown_script(reply):
@@ -117,8 +119,8 @@ class Multiplexer:
     async def _keep_connected(self, first: asyncio.Event) -> None:
         """Connect, watch the connection, and connect again, for ever.
 
-        An unexpected error ends an attempt, never this task: without it the endpoint would read from Postgres until
-        it is restarted.
+        An unexpected error ends an attempt, never this task: if it ended, the endpoint would read everything from
+        Postgres until its restart. Such an error is logged, but not if the previous attempt failed with the same one.
         """
         failures = 0
         while True:
@@ -129,10 +131,11 @@ class Multiplexer:
                 self.last_error = await self._watch(connection)
             except (FeedsAway, OSError, TimeoutError) as error:
                 self.last_error = str(error) or type(error).__name__
-            except Exception as error:  # the edge of the task: nobody else would see the error
-                self.last_error = type(error).__name__
-                if failures == 0:
+            except Exception as error:  # the edge of the task: no caller would see the error
+                reason = type(error).__name__
+                if failures == 0 or reason != self.last_error:
                     log.exception("the connection to the feeds' Redis failed; it is tried again")
+                self.last_error = reason
             finally:
                 self.connection = self.known = None
             first.set()

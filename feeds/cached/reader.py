@@ -48,7 +48,7 @@ class Fence(NamedTuple):
 
 
 class Revalidation(NamedTuple):
-    """The request "is this page still current?": built once for a page, sent each time the page is asked for again.
+    """The request "is this page still current?": built once for a page, sent each time the page is requested again.
 
     `sealed` is the page's count as the hash holds it; `packed` is the whole command.
     """
@@ -63,7 +63,7 @@ class Revalidation(NamedTuple):
 
 
 def split_reply(reply: object) -> tuple[object, object]:
-    """Return the sealed count and the items that `range.lua` returned; an error proves nothing."""
+    """Return the sealed count and the items of `range.lua`'s reply. An error reply is not a valid count."""
     return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
 
 
@@ -78,7 +78,7 @@ class CachedFeeds:
 
     def __init__(self, url: str, fetch_epoch: Callable[[], Awaitable[UUID]], window: int = WINDOW) -> None:
         self.multiplexer = Multiplexer(url, self.learn_epoch)
-        self.epochs = EpochTracker(fetch_epoch, lambda: self.multiplexer.server)
+        self.epochs = EpochTracker(fetch_epoch, self.multiplexer)
         self.highest_served = HighestServed()
         self.window = window
         self._task: asyncio.Task[None] | None = None
@@ -104,14 +104,14 @@ class CachedFeeds:
     async def read(self, org_id: str, feed: int, place: Place) -> Hit | Miss:
         """Return the valid items at a place of a feed, in one round trip, or why there are none."""
         stamp = self.epochs.stamp()
-        key = self.key(org_id)
-        if key is None:
+        if stamp.digest is None:
             return Miss(MissReason.AWAY)
+        key = hash_key(stamp.digest, org_id)
         try:
             sealed, items = await self._fetch(key, feed, place)
         except FeedsAway:
             return Miss(MissReason.AWAY)
-        if stamp is not self.epochs.stamp():  # its count is of another epoch or server
+        if stamp is not self.epochs.stamp():  # the reply is of another epoch or server
             return Miss(MissReason.AWAY)
         return self._unless_older(org_id, feed, validate(key, feed, sealed, items, place, window=self.window))
 
@@ -130,12 +130,13 @@ class CachedFeeds:
 
     def make_revalidation(self, org_id: str, feed: int, place: Place, total: int) -> Revalidation | None:
         """Return the request whether a page made at count `total` is current; None while no server is known."""
-        key = self.key(org_id)
-        if key is None:
+        stamp = self.epochs.stamp()
+        if stamp.digest is None:
             return None
+        key = hash_key(stamp.digest, org_id)
         sealed = seal_count(key, feed, total)
         command = ("EVALSHA", RANGE.digest, 2, key, list_key(key, feed), feed, *place, sealed)
-        return Revalidation(self.epochs.stamp(), key, feed, place, total, sealed, pack(command))
+        return Revalidation(stamp, key, feed, place, total, sealed, pack(command))
 
     def can_send(self, revalidation: Revalidation) -> bool:
         """Tell whether a revalidation is of the epoch and the server that the next command goes to."""
@@ -151,9 +152,7 @@ class CachedFeeds:
             [reply] = await self.multiplexer.send_shared(revalidation.packed)
             if is_unknown_script(reply):
                 keys = [key, list_key(key, feed)]
-                reply = await self.multiplexer.run_script(
-                    RANGE, keys, [feed, *revalidation.place, revalidation.sealed]
-                )
+                reply = await self.multiplexer.run_script(RANGE, keys, [feed, *revalidation.place, revalidation.sealed])
         except FeedsAway:
             return Miss(MissReason.AWAY)
         if not self.can_send(revalidation):
@@ -165,7 +164,7 @@ class CachedFeeds:
         return self._unless_older(org_id, feed, found)
 
     def note_read(self, org_id: str, feed: int, found: Slice) -> bool:
-        """Note what Postgres gave, and tell whether it may be served: not if it is older than what was served before."""
+        """Note what Postgres gave, and tell whether it may be served: not if a newer page was served before."""
         if found.epoch == self.epochs.ended:
             return False
         return self.highest_served.note_read(org_id, feed, found.total, found.epoch)
@@ -173,12 +172,13 @@ class CachedFeeds:
     async def fence(self, org_id: str, feed: int) -> Fence | None:
         """Make sure that an organisation's hash exists, before Postgres is read; None if there can be none now."""
         for _ in range(2):
-            key, epoch = self.key(org_id), self.epochs.current
-            if key is None:
+            stamp = self.epochs.stamp()
+            if stamp.digest is None:
                 return None
+            key = hash_key(stamp.digest, org_id)
             commands: list[Command] = [
                 ("HSETNX", key, "gen", token_hex(8)),
-                # Never extended: a lost append is forgotten at the end of this time.
+                # The time is never extended: it bounds the effect of a lost append.
                 ("EXPIRE", key, LIFETIME_S, "NX"),
                 ("HGET", key, "gen"),
                 ("HGET", key, feed),
@@ -186,7 +186,7 @@ class CachedFeeds:
             try:
                 *_, gen, sealed = await self.multiplexer.run_block(commands)
                 if isinstance(gen, bytes) and read_count(key, feed, sealed) != Miss(MissReason.CORRUPT):
-                    return Fence(epoch, key, gen)
+                    return Fence(stamp.epoch, key, gen)
                 await self.multiplexer.send([("UNLINK", key)], atomic=False)
             except FeedsAway:
                 return None
@@ -195,10 +195,10 @@ class CachedFeeds:
     async def put(self, fence: Fence, feed: int, newest: Slice) -> bool:
         """Put the newest items of a feed into the cache.
 
-        Returns False if the hash has changed since the fence, or holds a newer count: then Postgres is to be read again.
+        Returns False if the hash has changed since the fence, or holds a newer count: then Postgres must be read again.
         """
         if newest.epoch != fence.epoch:
-            return True  # of no use: readers of that epoch do not read this key
+            return True  # not put: readers of the slice's epoch do not read this key
         start = seed(fence.key)
         items = newest.items[: self.window][::-1]
         first = newest.total - len(items) + 1
@@ -211,11 +211,6 @@ class CachedFeeds:
             return True
         counters.refills["refused" if reply != 1 else "put"] += 1
         return reply != 0
-
-    def key(self, org_id: str) -> bytes | None:
-        """Return the key of an organisation's hash on the server that the next command goes to; None if unknown."""
-        digest = self.epochs.stamp().digest
-        return None if digest is None else hash_key(digest, org_id)
 
     def _unless_older(self, org_id: str, feed: int, answer: Hit | Miss) -> Hit | Miss:
         """Return an answer, unless this process has served a newer one."""
