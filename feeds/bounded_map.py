@@ -1,4 +1,4 @@
-"""A map of limited size that evicts the keys that were not used for the longest time."""
+"""A map of limited size that evicts the least recently used key."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class BoundedMap(OrderedDict[Key, Value]):
-    """Holds at most `size_max` keys. `store` and `move_to_end` count as use; a plain `get` does not: it stays cheap."""
+    """Holds at most `size_max` keys. `store` and `move_to_end` count as use; `get` does not, which keeps it cheap."""
 
     def __init__(self, size_max: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """What has this process counted since it started?
 
-Plain counters, raised where the thing happens and read at the scrape: a request must not pay for being counted. No label
-may come from a request, because a scrape needs no key.
+Plain counters: raised when something happens, read at a scrape, so that counting costs a request almost nothing. No
+label may come from a request, because a scrape needs no key.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is one line of the credit ledger, and how is it shown?"""
+"""What is one movement of the credit ledger, and how is it rendered as an item?"""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,25 +21,24 @@ class Kind(StrEnum):
 
     @property
     def letter(self) -> str:
-        """Return its first letter: how the ledger keeps it."""
+        """Return the first letter, which is how the ledger stores a kind."""
         return self[0]
 
 
 KIND_OF_LETTER = {kind.letter: kind for kind in Kind}
 USAGE_CAUSED = frozenset({Kind.CONSUME, Kind.OVERFLOW})
-"""The kinds that a usage causes: these alone have a usage kind."""
-
+"""The kinds that a usage causes: only they have a usage kind."""
 
 AnyUUID = UUID | uuid_utils.UUID
-"""As psycopg reads an id, and as one is made: seven times as fast."""
+"""The class in which psycopg reads an id, or the one in which we make new ids, because it is seven times as fast."""
 
 
 class Movement(NamedTuple):
-    """One line of the credit ledger, never changed once written.
+    """One record of the credit ledger. It never changes once it is written.
 
-    `credits` is signed: positive for allot, negative for all others. `usage_ref` is the grant's ref
-    where no usage caused the line. `ordinals` maps the number of each feed that the line was read
-    or posted for to its place there; `draws` says which grant (by number) gave how many credits.
+    `credits` is signed: positive for allot, negative for all other kinds. `usage_ref` is the grant's ref if no usage
+    caused the movement. `ordinals` maps feed numbers to the movement's place in that feed: all of its feeds when it is
+    posted, none when it is read. `draws` holds pairs: the number of a grant, and how many credits that grant gave.
     """
 
     id: AnyUUID
@@ -52,18 +51,18 @@ class Movement(NamedTuple):
     draws: tuple[tuple[int, int], ...] = ()
 
 
-HEAD = '{"object":"credit_entry","id":"'
-"""How the JSON of every `credit_entry` begins."""
+ITEM_PREFIX = '{"object":"credit_entry","id":"'
+"""The beginning that the JSON of all items shares."""
 
 
-def render(movement: Movement) -> bytes:
-    """Return the JSON of one `credit_entry`, as every page serves it.
+def render_item(movement: Movement) -> bytes:
+    """Return a movement as the JSON of one `credit_entry`, the same bytes on every page.
 
     Built by hand: refs and usage kinds hold no character that JSON would escape.
     """
     usage_kind = f'"usage_kind":"{movement.usage_kind}",' if movement.usage_kind else ""
     return (
-        f'{HEAD}{format_id(movement.id)}",'
+        f'{ITEM_PREFIX}{format_id(movement.id)}",'
         f'"kind":"{movement.kind}","credits":{movement.credits},{usage_kind}'
         f'"usage_ref":"{movement.usage_ref}","created_at":"{format_time(movement.created_at)}"}}'
     ).encode()
@@ -75,11 +74,14 @@ def format_id(movement_id: AnyUUID) -> str:
 
 
 def format_time(instant: datetime) -> str:
-    """Return an RFC 3339 time in UTC with `Z`, microseconds only where they are not zero."""
+    """Return an RFC 3339 time in UTC with `Z`, with microseconds only if they are not zero."""
     return format_utc(instant.astimezone(UTC))
 
 
-@lru_cache(maxsize=64)  # the lines of a batch share their time
+@lru_cache(maxsize=64)  # the movements of a batch share their time
 def format_utc(instant: datetime, digits: str = "auto") -> str:
-    """Return a time that is in UTC: of another zone, the 2:30 before summer ends equals the 2:30 after it."""
+    """Return a time as text; it must be in UTC.
+
+    The cache compares times, and in a zone with summer time 2:30 before the change equals 2:30 after it.
+    """
     return instant.replace(tzinfo=None).isoformat(timespec=digits) + "Z"

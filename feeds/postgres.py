@@ -1,4 +1,4 @@
-"""How is Postgres asked, by how many at once, and for how long?"""
+"""How does the endpoint query Postgres: how many statements at the same time, and within which time?"""
 
 import asyncio
 import re
@@ -18,68 +18,73 @@ from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
 
-LOOK_EVERY_S = 1.0
-"""How often psycopg looks at a socket on which nothing comes."""
-GOOD = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC})
+WAKE_EVERY_S = 1.0
+"""How often psycopg wakes up while it waits for a socket."""
+SUCCESS = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC})
 
 Row = tuple[Any, ...]
 Statement = tuple[bytes, Mapping[str, object]]
 
 
-class PostgresAway(Exception):  # noqa: N818 -- a state of things
-    """Postgres gave no answer in time. Serve what is remembered, else fail."""
+class PostgresAway(Exception):  # noqa: N818 -- a state, not a mistake
+    """Postgres did not answer in time. Serve what is remembered, or else fail."""
 
 
 class Postgres:
-    """A few connections, shared by all who ask; lost ones are replaced when next needed.
+    """A few connections for all callers of a process. A lost connection is replaced on next use.
 
-    What is given up is ended by the server, within 2 s, and has no part in the number of those who ask at once.
+    The server ends within 2 s what a caller has given up; that no longer counts towards `concurrency`.
 
-    Not psycopg's pool: that one makes its askers wait while the server refuses connections, tries again ever
-    more rarely (minutes after a long outage), and hands out dead connections one by one after a restart.
+    It is not psycopg's pool: that one lets callers wait while the server refuses connections, retries more and more
+    rarely (after minutes, if an outage was long), and hands out dead connections one by one after a restart.
+
+    Args:
+        address: The connection string.
+        concurrency: How many statements may run at the same time; more wait.
+        deadline_s: How long a call may take, including this wait.
     """
 
-    def __init__(self, address: str, *, at_once: int = 8, deadline_s: float = 0.8) -> None:
+    def __init__(self, address: str, *, concurrency: int = 8, deadline_s: float = 0.8) -> None:
         self.address = address
         self.deadline_s = deadline_s
-        self._turn = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(concurrency)
         self._idle: list[AsyncConnection[Row]] = []
         self._is_closed = False
 
     async def fetch(self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None) -> list[Row]:
         """Return the rows of one statement, in one round trip. Raises `PostgresAway`.
 
-        `org_id` is the authenticated organisation: the reader's role sees its rows alone, and without one none.
+        `org_id` is the authenticated organisation: the reader's role sees only its rows, and without one no rows.
         """
         statements = [(SQL["bound_statement"], {"org_id": org_id}), (query, parameters)]
         try:
-            async with asyncio.timeout(self.deadline_s), self._turn:
-                return await self._ask(statements)
+            async with asyncio.timeout(self.deadline_s), self._slots:
+                return await self._run(statements)
         except TimeoutError:
-            pass  # raised below: with its traceback it would keep a half-made connection open
+            pass  # PostgresAway is raised below: chained to this error, it would keep a half-open connection alive
         except (Error, OSError) as error:
             raise PostgresAway(type(error).__name__) from error
         raise PostgresAway(f"no answer within {self.deadline_s} s")
 
     async def close(self) -> None:
-        """Close what is idle, now or once it is."""
+        """Close idle connections now, and the others as soon as they are idle."""
         self._is_closed = True
         await self._close_idle()
 
-    async def _ask(self, statements: Sequence[Statement]) -> list[Row]:
+    async def _run(self, statements: Sequence[Statement]) -> list[Row]:
         if self._idle:
             try:
-                return await self._ask_on(self._idle.pop(), statements)
+                return await self._run_on(self._idle.pop(), statements)
             except (OperationalError, InterfaceError) as error:
                 if not is_lost(error):
                     raise
-                # The server was restarted: its other connections are dead too. A read may be asked twice.
+                # The server has restarted, so its other connections are dead too. A read may be sent twice.
                 await self._close_idle()
-        return await self._ask_on(await self._connect(), statements)
+        return await self._run_on(await self._connect(), statements)
 
-    async def _ask_on(self, connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
+    async def _run_on(self, connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
         try:
-            rows = await ask_at_once(connection, statements)
+            rows = await run_transaction(connection, statements)
         except BaseException:
             await connection.close()
             raise
@@ -105,12 +110,12 @@ class Postgres:
             await connection.close()
 
 
-async def ask_at_once(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
-    """Return the rows of the last of some statements, sent together: they are one transaction.
+async def run_transaction(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
+    """Run statements as one transaction, in one round trip. Returns the rows of the last one.
 
     Nothing is prepared: PgBouncer in transaction mode may give every transaction another server connection.
-    By the parts of psycopg's own `pipeline()`, which waits for the server once for each of its commands and takes twice
-    the time. Where it is cancelled, so with a server that hangs, the connection is of no more use.
+    Built from the parts of psycopg's own `pipeline()`, which waits for the server once for each of its commands and so
+    takes twice the time. If this is cancelled (for example because the server hangs), close the connection.
     """
     pgconn = connection.pgconn
     transformer = Transformer(connection)
@@ -119,26 +124,26 @@ async def ask_at_once(connection: AsyncConnection[Row], statements: Sequence[Sta
         values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
         pgconn.send_query_params(text, values, transformer.types, transformer.formats, Format.BINARY)
     pgconn.pipeline_sync()
-    result = await wait_async(converse(pgconn, len(statements)), pgconn.socket, interval=LOOK_EVERY_S)
+    result = await wait_async(exchange(pgconn, len(statements)), pgconn.socket, interval=WAKE_EVERY_S)
     transformer.set_pgresult(result)
     return transformer.load_rows(0, result.ntuples, tuple)
 
 
-def converse(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
-    """Send what is to be sent, and return the result of the last statement. Raises the first error, as psycopg does."""
+def exchange(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
+    """Send what is queued and return the result of the last statement. Raises the first error, as psycopg does."""
     yield from generators.send(pgconn)
     results: list[PGresult] = []
-    for _ in range(statements + 1):  # the last is the end of the transaction, which may be refused too
+    for _ in range(statements + 1):  # the last one is the end of the transaction, which may be refused too
         results += yield from generators.fetch_many(pgconn)
     for result in results:
-        if result.status not in GOOD:
+        if result.status not in SUCCESS:
             raise error_from_result(result)
     return results[-2]
 
 
 @cache
 def number_parameters(query: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """Return a query with `$1`, `$2` ... for its `%(name)s`, and the names in that order. It holds no other `%`."""
+    """Return a query with `$1`, `$2` ... for its `%(name)s`, and the names in that order. It may hold no other `%`."""
     names: dict[bytes, int] = {}
 
     def number(found: re.Match[bytes]) -> bytes:
@@ -149,5 +154,5 @@ def number_parameters(query: bytes) -> tuple[bytes, tuple[str, ...]]:
 
 
 def is_lost(error: Error) -> bool:
-    """Say whether the connection is gone, rather than the statement refused."""
+    """Tell whether the connection is lost; otherwise the statement was refused."""
     return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))

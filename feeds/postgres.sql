@@ -1,5 +1,5 @@
 -- name: bound_statement
--- For this transaction: bounds on waiting, and the organisation whose rows the reader's role may see.
+-- Sets, for this transaction, how long a statement may wait, and the organisation whose rows the reader's role may see.
 SELECT
     set_config('usage_feeds.org_id', COALESCE(%(org_id)s::text, ''), true),
     set_config('statement_timeout', '2s', true),

@@ -81,7 +81,10 @@ def make_revalidation(  # noqa: PLR0913, PLR0917 -- the request, and the moment 
 
 
 async def read_ledger(feeds: Feeds, feed: FeedId, place: Place, miss: Miss) -> Slice:
-    """Return the items at a place from Postgres, read once for all concurrent callers. A cold feed is refilled first."""
+    """Return the items at a place from Postgres, read once for all concurrent callers. Refills the feed if it is cold.
+
+    Raises `PostgresAway`.
+    """
     store, run = feeds.store, feeds.single_flight.run
 
     def read_here() -> Awaitable[Slice]:

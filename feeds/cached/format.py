@@ -1,10 +1,11 @@
 """What does Redis hold of a feed, and how does a reader check that it is valid?
 
-All keys of an organisation share one hash tag. A hash holds `gen` and, per feed number that was read, a sealed count
-(under `~` and the number: a floor, while the feed is being read from Postgres). Each such feed has a list of its newest
-items, oldest first. A list element is `ordinal crc json`, the JSON without its `feeds.movement.HEAD`. The CRC starts from
-the key (so from organisation, epoch and server) and the version of the format: an element that is damaged, out of place or
-of another version is not valid.
+All keys of an organisation share one hash tag. Its hash holds `gen`, a random id, and the sealed count of each feed
+that was read. While a feed is being read from Postgres, the hash may hold a floor for it, under `~` and the feed's
+number: the lowest count that may be put there. Each feed that was read has a list of its newest items, oldest first. A
+list element is `ordinal crc json`; the JSON lacks `feeds.movement.ITEM_PREFIX`. The CRC starts from the key (so from
+organisation, epoch and server) and the version of the format: an element that is damaged, out of place or of another
+version is not valid.
 """
 
 from collections.abc import Sequence
@@ -14,21 +15,21 @@ from typing import NamedTuple
 from uuid import UUID
 from zlib import crc32
 
-from feeds.movement import HEAD
+from feeds.movement import ITEM_PREFIX
 from feeds.page import Place, cut
 
 WINDOW = 200
 """How many of its newest items a cached feed holds."""
 LIFETIME_S = 600
 """How long an organisation's feeds stay cached after their first read: the longest effect of a lost append."""
-HEAD_BYTES = HEAD.encode()
+ITEM_PREFIX_BYTES = ITEM_PREFIX.encode()
 FORMAT_VERSION = 2
-"""Raise it when the bytes of an item or of its list element change. It is in the CRC and in no key: a worker of the version
-before would append to keys that no reader of this version reads."""
+"""Raise it when the bytes of an item or of its list element change. It is part of the CRC, not of the keys: with other
+keys, a worker of the previous version would append to keys that no reader of this version reads."""
 
 
 class Server(NamedTuple):
-    """A master that holds feeds. A restart changes the first id, a failover the second."""
+    """A Redis master that holds feeds. A restart changes the first id, a failover the second."""
 
     run_id: str
     replication_id: str
@@ -121,7 +122,7 @@ def seal_item(start: int, item: bytes) -> bytes:
 
     The beginning that all items share is left out: a seventh of the bytes.
     """
-    return b"%08x %s" % (crc32(item, start), item[len(HEAD_BYTES) :])
+    return b"%08x %s" % (crc32(item, start), item[len(ITEM_PREFIX_BYTES) :])
 
 
 def validate(  # noqa: PLR0913 -- Redis's reply, and the place that was read
@@ -150,7 +151,7 @@ def validate_items(key: bytes, total: int, elements: Sequence[bytes], newest: in
     items = []
     for ordinal, element in zip(range(newest, 0, -1), reversed(elements), strict=False):
         head, _, tail = element.rpartition(b" ")
-        item = HEAD_BYTES + tail
+        item = ITEM_PREFIX_BYTES + tail
         if head != b"%d %08x" % (ordinal, crc32(item, start)):
             return Miss(MissReason.TORN if is_undamaged(head, item, start) else MissReason.CORRUPT)
         items.append(item)

@@ -33,8 +33,8 @@ class PendingRequest(NamedTuple):
     deadline: float
 
 
-class Shared(asyncio.Future[Replies]):
-    """A future with several waiters: it ignores the cancellation of one of them."""
+class SharedFuture(asyncio.Future[Replies]):
+    """A future with several waiters: if one of them is cancelled, the others still get the result."""
 
     def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 -- asyncio's own signature
         """Do nothing."""
@@ -42,7 +42,10 @@ class Shared(asyncio.Future[Replies]):
 
 
 class RedisProtocol(asyncio.Protocol):
-    """One connection. Requests of one turn of the event loop leave as one pipeline; a late reply cuts the connection."""
+    """One connection. All requests of one turn of the event loop are sent as one pipeline.
+
+    A reply that is late closes the connection.
+    """
 
     def __init__(self, reply_within_s: float) -> None:
         self.loop = asyncio.get_running_loop()
@@ -67,7 +70,7 @@ class RedisProtocol(asyncio.Protocol):
         """Send a packed read-only command once for all callers in this turn of the event loop."""
         future = self.shared.get(packed)
         if future is None:
-            future = self.send_packed([packed], Shared(loop=self.loop))
+            future = self.send_packed([packed], SharedFuture(loop=self.loop))
             if not future.done():  # a refused command was not sent: the next caller tries again
                 self.shared[packed] = future
         return future
@@ -82,7 +85,7 @@ class RedisProtocol(asyncio.Protocol):
         self.unsent += packed
         self.pending.append(PendingRequest(future, len(packed), self.loop.time() + self.reply_within_s))
         if self.timer is None:
-            self.timer = self.loop.call_later(self.reply_within_s, self.check)
+            self.timer = self.loop.call_later(self.reply_within_s, self.check_deadline)
         return future
 
     def flush(self) -> None:
@@ -92,7 +95,7 @@ class RedisProtocol(asyncio.Protocol):
         if self.transport is not None and not self.lost.done():
             self.transport.write(b"".join(unsent))
 
-    def check(self) -> None:
+    def check_deadline(self) -> None:
         """Cut the connection if its oldest request has waited too long."""
         self.timer = None
         if not self.pending:
@@ -101,10 +104,10 @@ class RedisProtocol(asyncio.Protocol):
         if left_s <= 0:
             self.cut("no reply in time")
         else:
-            self.timer = self.loop.call_later(left_s, self.check)
+            self.timer = self.loop.call_later(left_s, self.check_deadline)
 
     def cut(self, reason: str) -> None:
-        """Give up the connection and fail all pending requests."""
+        """Close the connection at once, and fail all pending requests."""
         if self.lost.done():
             return
         self.lost.set_result(reason)

@@ -28,7 +28,7 @@ from feeds.cached.format import (
 )
 from feeds.cached.scripts import APPEND, Command
 from feeds.cached.worker_connection import WorkerConnection
-from feeds.movement import Movement, render
+from feeds.movement import Movement, render_item
 
 PATIENCE_S = 1.0
 """How long the feeds' Redis may be away before a new epoch is started without it."""
@@ -123,24 +123,24 @@ def append_arguments(
     key: bytes, movements: Sequence[Movement], window: int
 ) -> tuple[list[bytes], list[str | bytes | int]]:
     """Return keys and arguments of `append.lua`: each item once, with the feeds whose window it enters."""
-    places: dict[int, list[int]] = {}
-    for place, movement in enumerate(movements):
+    indexes: dict[int, list[int]] = {}  # for each feed, which of the movements to append
+    for index, movement in enumerate(movements):
         for feed, ordinal in movement.ordinals.items():
-            of_feed = places.setdefault(feed, [])
-            # Two transactions may be published together, with another one's movements between theirs.
+            of_feed = indexes.setdefault(feed, [])
+            # Two transactions may be published together, and those of another process may lie between them.
             if of_feed and ordinal != movements[of_feed[-1]].ordinals[feed] + 1:
                 of_feed.clear()
-            of_feed.append(place)
-    used = sorted({place for feed in places for place in places[feed][-window:]})
-    sent = {place: number for number, place in enumerate(used, 1)}
+            of_feed.append(index)
+    used = sorted({index for of_feed in indexes.values() for index in of_feed[-window:]})
+    sent = {index: number for number, index in enumerate(used, 1)}
     start = seed(key)
     keys = [key]
-    values: list[str | bytes | int] = [window, len(places)]
-    for feed, of_feed in places.items():
+    values: list[str | bytes | int] = [window, len(indexes)]
+    for feed, of_feed in indexes.items():
         keys.append(list_key(key, feed))
-        listed = ",".join(str(sent[place]) for place in of_feed[-window:])
-        values += [feed, movements[of_feed[-1]].ordinals[feed], listed]
-    return keys, [*values, *(seal_item(start, render(movements[place])) for place in used)]
+        numbers = ",".join(str(sent[index]) for index in of_feed[-window:])
+        values += [feed, movements[of_feed[-1]].ordinals[feed], numbers]
+    return keys, [*values, *(seal_item(start, render_item(movements[index])) for index in used)]
 
 
 def drop(feeds_redis: WorkerConnection, epoch: UUID, org_ids: Collection[str]) -> int:

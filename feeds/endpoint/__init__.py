@@ -1,4 +1,4 @@
-"""How is the feed served over HTTP? `feeds.endpoint:app` is the ASGI app."""
+"""How are feeds served over HTTP? `feeds.endpoint:app` is the ASGI app."""
 
 from feeds.endpoint.asgi import app
 

@@ -1,8 +1,8 @@
 """Remembers the last answer to each request.
 
-Callers repeat the same requests. For each combination of key, `X-Org-ID` and query string this cache holds who the caller
-is, what it requests and the page that was sent last. What may have changed since is checked again: the feed's count in
-Redis for every request, the key in Postgres as often as `feeds.endpoint.identity` requires.
+Callers repeat the same requests. For each combination of key, `X-Org-ID` and query string this cache holds who the
+caller is, what it requests and the page that was sent last. What may have changed since is checked again: the feed's
+count in Redis for every request, the key in Postgres as often as `feeds.endpoint.identity` requires.
 """
 
 import time
@@ -47,7 +47,7 @@ class RenderedPage(NamedTuple):
 class CachedAnswer:
     """What is remembered of a request: what its key may read, what it requests, and the page that was sent last.
 
-    The page may be outdated. `revalidation` is the request whether it is; it is built when the page is first needed again.
+    The page may be outdated. `revalidation` is the request whether it is current, built when the page is first reused.
     """
 
     access: Access

@@ -79,7 +79,7 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
     postgres, single_flight = Postgres(settings.reader_database_url), SingleFlight()
-    epoch_postgres = Postgres(settings.reader_database_url, at_once=1)  # it never waits behind pages
+    epoch_postgres = Postgres(settings.reader_database_url, concurrency=1)  # it never waits behind pages
     identities = Identities(postgres, single_flight)
     noting = asyncio.create_task(repeat("noting the last use of keys", identities.note_uses, NOTE_USES_EVERY_S))
     try:
@@ -113,7 +113,7 @@ async def livez(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Answer whether pages can be served: from Redis, or from Postgres if its schema is the one that this program knows.
+    """Answer whether pages can be served: from Redis, or from Postgres if this program knows its schema.
 
     While Postgres is away the schema is assumed to be unchanged; then only known keys are served.
     """

@@ -95,7 +95,8 @@ def counter_metrics() -> Iterator[Metric]:
     """Yield what this process has counted. Every possible label is there from the start, so that `rate` works."""
     codes = ["page", "unchanged", *sorted(problem.code for problem in Problem.__subclasses__())]
     yield counter("answers", "Answers to requests for a page, by the error's code", "code", counters.answers, codes)
-    yield counter("cache_hits", "Pages served from a cache, found to be current", "held_by", counters.hits, ["process", "redis"])
+    held_by = ["process", "redis"]
+    yield counter("cache_hits", "Pages served from a cache, found to be current", "held_by", counters.hits, held_by)
     yield counter("cache_misses", "Why the cache could not answer", "reason", counters.misses, list(MissReason))
     not_valid = {str(reason): counters.misses[reason] for reason in NOT_VALID}
     yield counter("cache_failed_proofs", "Cached items and counts that were not valid", "reason", not_valid, NOT_VALID)

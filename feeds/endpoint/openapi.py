@@ -1,4 +1,4 @@
-"""How is the interface described to machines? OpenAPI 3.1, from these models."""
+"""The OpenAPI 3.1 description of the HTTP interface, made from these models."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ from feeds.movement import Kind
 Json = dict[str, Any]
 
 CURSOR_EXAMPLE = "AAAAAAAAAAAAAABQQAAAAAAAAAD0c2VhbGVkLWV4YW1wbGUt"
-ENTRY_EXAMPLE: Json = {
+ITEM_EXAMPLE: Json = {
     "object": "credit_entry",
     "id": "cent_01h455vb4pex5vsknk084sn02q",
     "kind": "consume",
@@ -42,37 +42,37 @@ PAGES_EXAMPLE: Json = {
 
 
 class CreditEntry(BaseModel):
-    """One line of the credit ledger, never changed once written."""
+    """One movement of the credit ledger. It never changes once it is written."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ENTRY_EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ITEM_EXAMPLE]})
 
     object: Literal["credit_entry"]
     id: Annotated[str, Field(pattern="^cent_[0-7][0-9a-hjkmnp-tv-z]{25}$", description="A TypeID.")]
     kind: Annotated[Kind, Field(description="Why credits moved.")]
     credits: Annotated[int, Field(description="Signed: positive for allot, negative for all others.")]
-    usage_kind: Annotated[str, Field(default=..., description="On consume and overflow alone.")]
+    usage_kind: Annotated[str, Field(default=..., description="Only on consume and overflow.")]
     usage_ref: Annotated[
         str, Field(description="The usage's ref on consume and overflow, the grant's on allot, expire and revoke.")
     ]
-    created_at: Annotated[AwareDatetime, Field(description="When the line was recorded, in UTC.")]
+    created_at: Annotated[AwareDatetime, Field(description="When the movement was recorded, in UTC.")]
 
 
 class Pages(BaseModel):
-    """Where the page stands in its feed, and what is beside it. Counts are of the same moment as the items."""
+    """The page's place in its feed, and its neighbours. The counts are of the same moment as the items."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [PAGES_EXAMPLE]})
 
     object: Literal["cursor"]
-    page: Annotated[int, Field(ge=1, description="For a cursor: where its first item now stands.")]
+    page: Annotated[int, Field(ge=1, description="For a cursor: the page that now holds its first item.")]
     limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)]
     total_items: Annotated[int, Field(ge=0)]
     total_pages: Annotated[int, Field(ge=0)]
     has_next: bool
     has_prev: bool
-    direction: Annotated[Literal["next", "prev"], Field(description="As the cursor was followed.")]
-    cursor: Annotated[str | None, Field(description="Gives this very page again.")]
-    next_cursor: Annotated[str | None, Field(description="Older lines; null where there are none.")]
-    prev_cursor: Annotated[str | None, Field(description="Newer lines; null where there are none.")]
+    direction: Annotated[Literal["next", "prev"], Field(description="The direction in which the cursor was followed.")]
+    cursor: Annotated[str | None, Field(description="Gives the same page again.")]
+    next_cursor: Annotated[str | None, Field(description="Older items; null if there are none.")]
+    prev_cursor: Annotated[str | None, Field(description="Newer items; null if there are none.")]
 
 
 class CreditList(BaseModel):
@@ -86,27 +86,27 @@ class CreditList(BaseModel):
 
 
 class Error(BaseModel):
-    """What is answered in place of a page."""
+    """The answer to a request that fails."""
 
     model_config = ConfigDict(extra="forbid")
 
     object: Literal["error"]
     code: str
     message: str
-    fields: Annotated[dict[str, str], Field(default=..., description="Which parameter or header is at fault.")]
+    fields: Annotated[dict[str, str], Field(default=..., description="Which parameter or header is wrong, and how.")]
 
 
 class Health(BaseModel):
-    """What a probe is told."""
+    """The answer to a probe."""
 
     status: Literal["alive", "ready", "unready"]
     reason: Annotated[str, Field(default=...)]
-    away: Annotated[list[Literal["postgres", "redis"]], Field(default=..., description="What gives no answer.")]
+    away: Annotated[list[Literal["postgres", "redis"]], Field(default=..., description="Servers that do not answer.")]
 
 
 MODELS = (CreditList, Error, Health)
 OPTIONAL = {"CreditEntry": ["usage_kind"], "Error": ["fields"], "Health": ["reason", "away"]}
-"""Members that are left out where they do not apply, and are never null."""
+"""Members that are left out if they do not apply. They are never null."""
 
 
 def describe(usage_kinds: Sequence[str]) -> Json:
@@ -120,10 +120,10 @@ def describe(usage_kinds: Sequence[str]) -> Json:
     schemas["CreditEntry"]["properties"]["usage_kind"]["enum"] = list(usage_kinds)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "usage-feeds", "version": own_version(), "summary": "Every customer's credit activity."},
+        "info": {"title": "usage-feeds", "version": own_version(), "summary": "The credit activity of organisations."},
         "paths": {
             "/credits/usage": {method: describe_usage(method, usage_kinds) for method in ("get", "head")},
-            "/livez": {"get": describe_probe("livez", "The process answers")},
+            "/livez": {"get": describe_probe("livez", "The process is alive")},
             "/readyz": {"get": describe_probe("readyz", "Pages can be served, from Redis or from Postgres")},
         },
         "components": {
@@ -134,7 +134,7 @@ def describe(usage_kinds: Sequence[str]) -> Json:
 
 
 def own_version() -> str:
-    """Return this program's version; none is installed where it runs from a checkout."""
+    """Return this program's version, or 0 if it runs from a checkout and is not installed."""
     try:
         return version("usage-feeds")
     except PackageNotFoundError:
@@ -150,7 +150,7 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
         "parameters": [*describe_parameters(usage_kinds), *describe_headers()],
         "responses": {
             "200": describe_page(),
-            "304": {"description": "The page is still the one named by If-None-Match", "headers": page_headers()},
+            "304": {"description": "The page still has an ETag of If-None-Match", "headers": page_headers()},
             "400": describe_refusals(errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
             "401": describe_refusals(errors.IdentityMissing),
             "403": describe_refusals(errors.Forbidden),
@@ -161,20 +161,20 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
 
 
 def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
-    """Return the query's parameters. An empty value is an absent one."""
+    """Return the parameters of the query. An empty value means that the parameter is absent."""
     cursor = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{{CURSOR_CHARS}}}$"}
     schemas: dict[str, tuple[str, Json]] = {
         "kind": ("Why credits moved.", {"type": "string", "enum": [kind.value for kind in Kind]}),
-        "usage_kind": ("What credits were used for.", {"type": "string", "enum": list(usage_kinds)}),
+        "usage_kind": ("What the credits were used for.", {"type": "string", "enum": list(usage_kinds)}),
         "page": (
-            "Counted from the newest lines. Not together with `cursor`.",
+            "Page 1 has the newest items. Not together with `cursor`.",
             {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 1},
         ),
         "limit": (
             "Items on a page.",
             {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
         ),
-        "cursor": ("From an earlier answer of the same feed, in place of `page`.", cursor),
+        "cursor": ("A cursor from an earlier answer for the same feed, in place of `page`.", cursor),
     }
     return [
         {"name": name, "in": "query", "description": description, "schema": or_empty(schema), "allowEmptyValue": True}
@@ -183,18 +183,18 @@ def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
 
 
 def or_empty(schema: Json) -> Json:
-    """Return the schema of a parameter whose empty value is an absent one."""
+    """Return the schema of a parameter that may be empty, which means that it is absent."""
     return {"anyOf": [schema, {"const": ""}]}
 
 
 def describe_headers() -> list[Json]:
-    """Return the request's headers, but for the key."""
+    """Return the headers of a request, without the key's."""
     org_id = {"type": "string", "pattern": f"^{ORG_ID_PATTERN}$"}
     return [
         {
             "name": "X-Org-ID",
             "in": "header",
-            "description": "The organisation that is asked about. Needed with a personal key.",
+            "description": "The organisation to read. Required with a personal key.",
             "schema": or_empty(org_id),
         },
         {
@@ -208,7 +208,7 @@ def describe_headers() -> list[Json]:
 
 def describe_page() -> Json:
     """Return the answer with a page."""
-    example = {"object": "list", "items": [ENTRY_EXAMPLE], "pages": PAGES_EXAMPLE}
+    example = {"object": "list", "items": [ITEM_EXAMPLE], "pages": PAGES_EXAMPLE}
     schema = {"$ref": "#/components/schemas/CreditList"}
     return {
         "description": "A page of one moment, newest first",
@@ -242,7 +242,7 @@ def describe_refusals(*problems: type[Problem]) -> Json:
 
 
 def describe_rate_limited() -> Json:
-    """Return the answer to a key that is over its rate, where it has one."""
+    """Return the answer to a key that is over its rate."""
     described = describe_refusals(errors.RateLimited)
     described["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
     return described
@@ -253,5 +253,5 @@ def describe_probe(name: str, promise: str) -> Json:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}}
     answers: Json = {"200": {"description": promise, "content": content}}
     if name == "readyz":
-        answers["503"] = {"description": "Not now, and why", "content": content}
+        answers["503"] = {"description": "Pages cannot be served now, and the reason", "content": content}
     return {"operationId": name, "summary": promise, "responses": answers}

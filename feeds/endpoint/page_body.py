@@ -32,7 +32,7 @@ class PageRequest(NamedTuple):
 
 
 def render_body(signer: Signer, org_id: str, request: PageRequest, count: int, items: Sequence[bytes]) -> bytes:
-    """Return the body: the items, newest first, and the `pages` object of the same moment (`count` items in the feed)."""
+    """Return the body: the items, newest first, and the `pages` object for a feed of `count` items."""
     return b'{"object":"list","items":[%b],"pages":%b}' % (
         b",".join(items),
         render_pages(signer, org_id, request, count),

@@ -51,7 +51,7 @@ def split_query(query: str) -> Iterable[tuple[str, str]]:
 
 
 def read_filter(values: Values, signer: Signer) -> Filter:
-    """Return the feed that the filters name."""
+    """Return the feed that the filters name. Raises `InvalidFilter`."""
     kind, usage_kind = values["kind"], values["usage_kind"]
     if len(kind) > 1 or (kind and kind[0] not in KINDS_BY_NAME):
         raise InvalidFilter(fields={"kind": "one of " + ", ".join(KINDS_BY_NAME)})
@@ -61,7 +61,7 @@ def read_filter(values: Values, signer: Signer) -> Filter:
 
 
 def read_paging(values: Values, feed: Filter, signer: Signer, org_id: str) -> PageRequest:
-    """Return which page of the feed is requested."""
+    """Return which page of the feed is requested. Raises `InvalidPage`."""
     page = read_integer(values, "page", PAGE_MAX, 1)
     limit = read_integer(values, "limit", LIMIT_MAX, LIMIT_DEFAULT)
     if not values["cursor"]:
@@ -82,11 +82,14 @@ def open_cursor(text: str, signer: Signer, org_id: str) -> tuple[Filter, Cursor]
         raise InvalidPage(fields={"cursor": "not a cursor of this organization"}) from None
 
 
-def read_integer(values: Values, name: str, greatest: int, default: int) -> int:
-    """Return a parameter's integer, at least 1 and in plain digits, or the default if it is absent."""
+def read_integer(values: Values, name: str, largest: int, default: int) -> int:
+    """Return the integer of a parameter, or the default if the parameter is absent.
+
+    Only plain digits from 1 to `largest` are accepted. Raises `InvalidPage`.
+    """
     given = values[name]
     if not given:
         return default
-    if len(given) > 1 or not INTEGER.fullmatch(given[0]) or int(given[0]) > greatest:
-        raise InvalidPage(fields={name: f"an integer from 1 to {greatest}"})
+    if len(given) > 1 or not INTEGER.fullmatch(given[0]) or int(given[0]) > largest:
+        raise InvalidPage(fields={name: f"an integer from 1 to {largest}"})
     return int(given[0])

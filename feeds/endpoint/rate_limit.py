@@ -1,7 +1,7 @@
 """May a key with a rate make a request now?
 
-A token bucket in the feeds' Redis, shared by all processes: it refills by `rate` tokens a second and holds as many. While
-Redis is away each process has buckets of its own.
+Each such key has a token bucket in the feeds' Redis, shared by all processes. It refills by `rate` tokens a second and
+holds as many. While Redis is away each process has buckets of its own.
 """
 
 import time
