@@ -141,7 +141,7 @@ def test_what_keeps_the_endpoint_from_starting_is_one_line_and_code_2(environmen
             "cannot be used": (environment, str(taken.getsockname()[1])),
             "EVENT_SHARDS is 4 here": ({**environment, "EVENT_SHARDS": "4"}, "0"),
             "Connection refused": ({**environment, "DATABASE_URL": "postgresql://u:hidden@127.0.0.1:1/d"}, "0"),
-            "No Postgres is known": ({**environment, "DATABASE_URL": ""}, "0"),
+            "No address of Postgres is set": ({**environment, "DATABASE_URL": ""}, "0"),
         }
         for words, (variables, port) in tries.items():
             ended = run_command(variables, "serve", "--port", port if port != "0" else str(free_port()))

@@ -24,31 +24,31 @@ def every_command(group, path=()):
             yield (*path, name), command
 
 
-def test_every_command_of_the_contract_is_there_with_help_and_state():
+def test_every_command_has_help_and_the_state_option():
     for path, command in every_command(cli):
         result = run(*path, "--help")
         assert "--state DIR" in result.output, path
         assert command.help, path
 
 
-def test_help_of_the_whole_imports_no_command():
+def test_the_overview_of_commands_imports_no_driver():
     code = (
         "import sys; from worker.commands import cli; cli(['--help'], standalone_mode=False);"
         "print(sorted({'psycopg', 'redis', 'celery', 'granian', 'pydantic'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
 
-    assert shown.stdout.splitlines()[-1] == "[]"
-    assert all(purpose in shown.stdout for _, purpose in COMMANDS.values())
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(purpose in done.stdout for _, purpose in COMMANDS.values())
 
 
-def test_every_command_says_in_the_overview_what_it_is_for():
+def test_every_command_in_the_overview_exists_and_has_a_sentence_about_it():
     for name, (module, purpose) in COMMANDS.items():
         assert isinstance(getattr(import_module(module), name), click.Command)
         assert purpose.endswith(".")
 
 
-def test_what_is_added_is_drained_and_shown(environment):
+def test_added_events_are_drained_and_printed(environment):
     first = run("grant", "org_a", "10", "--until", "2100-01-01T00:00:00Z").stdout.strip()
     run("grant", "org_a", "5", "--ref", "later", "--source", "promotion", "--from", "2100-01-01T00:00:00Z")
     second = run("usage", "org_a", "ai_usage", "12").stdout.strip()
@@ -73,7 +73,7 @@ def test_what_is_added_is_drained_and_shown(environment):
     assert run_json("verify")["findings"] == []
 
 
-def test_a_revoke_claws_back_what_remains(environment):
+def test_a_revoke_takes_back_what_remains(environment):
     run("grant", "org_a", "10", "--ref", "g")
     assert run("revoke", "org_a", "g", "--reason", "a mistake").stdout == "g\n"
     run("drain")
@@ -82,7 +82,7 @@ def test_a_revoke_claws_back_what_remains(environment):
     assert (grant["state"], grant["revoked"], grant["revoke_reason"]) == ("revoked", 10, "a mistake")
 
 
-def test_a_feed_is_filtered_paged_and_the_same_as_the_endpoints(environment):
+def test_a_feed_is_filtered_and_paged_in_the_form_of_the_endpoint(environment):
     for number in range(5):
         run("usage", "org_a", "tm_usage" if number % 2 else "ai_usage", "1", "--ref", f"u{number}")
     run("drain")
@@ -98,13 +98,14 @@ def test_a_feed_is_filtered_paged_and_the_same_as_the_endpoints(environment):
 
 
 @pytest.mark.parametrize("command", ["feed", "balance", "grants", "verify"])
-def test_an_organisation_that_nobody_knows_is_said_to_be_so(environment, command):
-    result = run(command, "nobody", code=1)
+def test_a_command_about_an_unknown_organisation_says_so(environment, command):
+    result = run(command, "org_unknown", code=1)
 
-    assert result.stderr.startswith("usage-feeds: No organisation nobody is known")
+    message = "Unknown organisation org_unknown. It exists once it has an event, a key or a member."
+    assert result.stderr == f"usage-feeds: {message}\n"
 
 
-def test_an_event_that_would_be_refused_is_not_added(environment):
+def test_an_invalid_event_is_not_added(environment):
     result = run("usage", "org_a", "bad_usage", "12", code=2)
 
     assert result.stderr == "usage-feeds: invalid_event: usage_kind: must be one of ai_usage, tm_usage\n"
@@ -121,7 +122,7 @@ nonsense
 {"type":"usage","org_id":"org_a","usage_ref":"x","usage_kind":"ai_usage","credits":6}""" % (b" " * 65536)
 
 
-def test_send_sends_the_good_lines_and_names_the_bad_ones(environment):
+def test_send_sends_the_good_lines_and_reports_the_bad_ones_with_their_numbers(environment):
     result = run("send", "-", code=1, stdin=LINES)
 
     assert result.stdout == "3 sent, 3 bad.\n"
@@ -142,7 +143,7 @@ def test_send_check_sends_nothing(environment, tmp_path):
     assert run_json("health", code=1)["waiting_events"] == 0
 
 
-def test_send_sends_more_lines_than_fit_a_chunk_in_order(environment):
+def test_send_sends_several_chunks_of_lines_in_order(environment):
     lines = "".join(
         json.dumps({"type": "usage", "org_id": "org_a", "usage_ref": f"u{n}", "usage_kind": "ai_usage", "credits": 1})
         + "\n"
@@ -156,7 +157,7 @@ def test_send_sends_more_lines_than_fit_a_chunk_in_order(environment):
     assert (document["pages"]["total_items"], document["items"][0]["usage_ref"]) == (2500, "u2499")
 
 
-def test_verify_ends_with_1_and_a_table_on_a_difference(environment):
+def test_verify_prints_differences_as_a_table_and_exits_with_1(environment):
     run("usage", "org_a", "ai_usage", "3")
     run("drain")
     with psycopg.connect(environment["DATABASE_URL"]) as connection:
@@ -165,12 +166,12 @@ def test_verify_ends_with_1_and_a_table_on_a_difference(environment):
     assert run_json("verify", code=1)["findings"] == [
         {"org_id": "org_a", "rule": "grant_count", "place": "organisation", "expected": "0", "found": "7"}
     ]
-    shown = run("verify", "org_a", code=1).stdout
-    assert "grant_count" in shown
-    assert "1 organisation, 1 movement, 7 grants, 0 cached feeds: 1 difference." in shown
+    printed = run("verify", "org_a", code=1).stdout
+    assert "grant_count" in printed
+    assert "1 organisation, 1 movement, 7 grants, 0 cached feeds: 1 difference." in printed
 
 
-def test_a_key_that_is_no_stream_is_unhealthy_and_reported_while_the_other_shards_go_on(environment):
+def test_a_shards_key_that_is_no_stream_is_reported_and_the_other_shards_are_drained(environment):
     with redis.Redis.from_url(environment["REDIS_URL"]) as client:
         client.set("events:{3}", "x")
     run("usage", "org_a", "ai_usage", "3")
@@ -185,7 +186,7 @@ def test_migrate_can_be_repeated(environment):
     assert "nothing to do" in run("migrate").stdout
 
 
-def test_a_running_up_is_found_through_its_state_folder(environment, monkeypatch, tmp_path):
+def test_a_command_finds_a_running_up_through_its_state_folder(environment, monkeypatch, tmp_path):
     state = tmp_path / "a state folder"
     state.mkdir()
     names = ("DATABASE_URL", "REDIS_URL")
@@ -194,22 +195,22 @@ def test_a_running_up_is_found_through_its_state_folder(environment, monkeypatch
         monkeypatch.delenv(name)
     command = [sys.executable, "-m", "worker", "dead", "list", "--state", str(state)]
 
-    shown = subprocess.run(command, cwd=CHECKOUT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CHECKOUT, env=dict(os.environ), capture_output=True, text=True, check=False)
 
-    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "No dead letters.\n", "")
 
 
-def test_a_reader_who_leaves_early_ends_a_command_quietly(environment):
+def test_a_command_whose_output_pipe_is_closed_prints_no_error(environment):
     run("usage", "org_a", "ai_usage", "1")
     run("drain")
     command = f"{shlex.quote(sys.executable)} -m worker feed org_a | true"
 
-    shown = subprocess.run(command, shell=True, cwd=CHECKOUT, env=dict(os.environ), capture_output=True, check=False)
+    done = subprocess.run(command, shell=True, cwd=CHECKOUT, env=dict(os.environ), capture_output=True, check=False)
 
-    assert shown.stderr == b""
+    assert done.stderr == b""
 
 
-def test_a_piped_table_cuts_nothing_off(environment):
+def test_a_piped_table_cuts_no_cell_off(environment):
     ref = "r" * 128
     run("usage", "org_a", "ai_usage", "1", "--ref", ref)
     run("drain")

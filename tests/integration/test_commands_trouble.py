@@ -5,23 +5,29 @@ from tests.integration.command_line import run
 
 DEAD_POSTGRES = "postgresql://someone:geheim@127.0.0.1:1/ledger"
 DEAD_REDIS = "redis://:geheim@127.0.0.1:1/0"
-TROUBLES = [
+ERRORS = [
     ({"DATABASE_URL": DEAD_POSTGRES}, ("verify",), "Postgres at 127.0.0.1:1/ledger: Connection refused: start"),
-    ({"DATABASE_URL": "someone:geheim"}, ("verify",), "DATABASE_URL cannot be read"),
-    ({"DATABASE_URL": ""}, ("migrate",), "No Postgres is known: start `usage-feeds up`, or set DATABASE_URL."),
+    (
+        {"DATABASE_URL": "someone:geheim"},
+        ("verify",),
+        "DATABASE_URL is not a valid address: set one like postgresql://",
+    ),
+    ({"DATABASE_URL": ""}, ("migrate",), "No address of Postgres is set: start `usage-feeds up`, or set DATABASE_URL."),
     ({"READER_DATABASE_URL": DEAD_POSTGRES}, ("serve",), "Postgres at 127.0.0.1:1/ledger: Connection refused: start"),
     ({"REDIS_URL": DEAD_REDIS}, ("verify",), "Redis at 127.0.0.1:1: "),
     ({"REDIS_URL": DEAD_REDIS}, ("usage", "org_a", "ai_usage", "1"), "Redis at 127.0.0.1:1: "),
-    ({"REDIS_URL": ""}, ("usage", "org_a", "ai_usage", "1"), "No Redis is known: start `usage-feeds up`"),
-    ({"REDIS_URL": "geheim"}, ("drain",), "REDIS_URL cannot be read"),
+    ({"REDIS_URL": ""}, ("usage", "org_a", "ai_usage", "1"), "No address of Redis is set: start `usage-feeds up`"),
+    ({"REDIS_URL": "geheim"}, ("drain",), "REDIS_URL is not a valid address: set one like redis://"),
     ({"EVENT_SHARDS": "0"}, ("verify",), "EVENT_SHARDS: Input should be greater than or equal to 1."),
     ({"EVENT_SHARDS": "4"}, ("drain",), "EVENT_SHARDS is 4 here, but 8 in the ledger"),
     ({"USAGE_KINDS": "UPPER"}, ("drain",), "USAGE_KINDS: String should match"),
 ]
 
 
-@pytest.mark.parametrize(("changed", "arguments", "words"), TROUBLES)
-def test_trouble_is_one_line_that_says_what_to_do_without_a_secret(environment, monkeypatch, changed, arguments, words):
+@pytest.mark.parametrize(("changed", "arguments", "words"), ERRORS)
+def test_an_error_is_one_line_that_says_what_to_do_and_holds_no_secret(
+    environment, monkeypatch, changed, arguments, words
+):
     for name, value in changed.items():
         monkeypatch.setenv(name, value)
     clear_settings()
@@ -34,7 +40,7 @@ def test_trouble_is_one_line_that_says_what_to_do_without_a_secret(environment, 
     assert "geheim" not in result.output
 
 
-def test_a_database_without_a_schema_is_to_be_migrated(environment, monkeypatch, empty_database_url):
+def test_a_command_on_a_database_without_a_schema_says_to_migrate_it(environment, monkeypatch, empty_database_url):
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     clear_settings()
 
@@ -45,7 +51,7 @@ def test_a_database_without_a_schema_is_to_be_migrated(environment, monkeypatch,
 
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "READER_DATABASE_URL"])
 @pytest.mark.parametrize("url", [DEAD_POSTGRES, "someone:geheim"])
-def test_serve_names_the_variable_that_its_address_is_from(environment, monkeypatch, variable, url):
+def test_serve_names_the_variable_that_its_address_comes_from(environment, monkeypatch, variable, url):
     monkeypatch.setenv(variable, url)
     clear_settings()
 

@@ -8,50 +8,50 @@ import click
 
 COMMANDS = {
     "up": ("worker.commands.up", "Run everything on this machine."),
-    "migrate": ("worker.commands.migrate", "Bring the database's schema and facts up to date."),
-    "serve": ("worker.commands.serve", "Run the endpoint."),
+    "migrate": ("worker.commands.migrate", "Bring the database's schema and the ledger's facts up to date."),
+    "serve": ("worker.commands.serve", "Run the HTTP endpoint."),
     "keys": ("worker.commands.keys", "Create, list and revoke API keys."),
-    "members": ("worker.commands.members", "Say who may act for an organisation."),
-    "usage": ("worker.commands.events", "Add a usage: credits that a customer used."),
-    "grant": ("worker.commands.events", "Add a grant: credits given to a customer."),
-    "revoke": ("worker.commands.events", "Add a revoke: a grant is clawed back."),
+    "members": ("worker.commands.members", "Set and remove the members of organisations."),
+    "usage": ("worker.commands.events", "Add a usage: credits that an organisation used."),
+    "grant": ("worker.commands.events", "Add a grant: credits given to an organisation."),
+    "revoke": ("worker.commands.events", "Add a revoke: it takes back what remains of a grant."),
     "send": ("worker.commands.events", "Add events from newline-delimited JSON."),
-    "feed": ("worker.commands.feed", "Show a page of an organisation's movements."),
-    "balance": ("worker.commands.feed", "Show what an organisation has left."),
-    "grants": ("worker.commands.feed", "Show an organisation's grants."),
+    "feed": ("worker.commands.feed", "Print a page of an organisation's movements."),
+    "balance": ("worker.commands.feed", "Print the credits that an organisation has left."),
+    "grants": ("worker.commands.feed", "Print an organisation's grants."),
     "verify": ("worker.commands.verify", "Recompute every invariant, and compare the cached feeds."),
-    "rebuild": ("worker.commands.rebuild", "Make every cached feed anew."),
+    "rebuild": ("worker.commands.rebuild", "Discard every cached feed and start a new epoch."),
     "drain": ("worker.commands.drain", "Post what waits in the streams, without Celery."),
-    "health": ("worker.commands.health", "Show how old the last sign of work is."),
-    "dead": ("worker.commands.dead", "See, replay and discard events that could not be posted."),
+    "health": ("worker.commands.health", "Report how old the last batch and the last sweep are."),
+    "dead": ("worker.commands.dead", "List, print, replay and discard events that could not be posted."),
 }
 
 
 class CommandFailed(click.ClickException):
-    """What was asked for is not so: one line on standard error, exit code 1."""
+    """A command failed: one line on standard error, exit code 1."""
 
     exit_code = 1
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 -- click's own signature
-        """Print the line."""
+        """Print the message. The name is click's."""
         click.echo(f"usage-feeds: {self.message}", err=True)
 
 
 class CannotRun(CommandFailed):
-    """A command that cannot go on: one line on standard error, exit code 2."""
+    """A command cannot run: one line on standard error, exit code 2."""
 
     exit_code = 2
 
 
 class Commands(click.Group):
-    """Imports a command only when it is called, and gives every one `--state` and the same way to fail."""
+    """Imports a command only when it runs. All commands get `--state`, and report errors in the same way."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's own signature
-        """Return the names in the order of the contract."""
+        """Return the names in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Return one command, with the options that all have."""
+        """Return a command, with the options that all commands have."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
@@ -59,16 +59,16 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write what each command is for, without importing any."""
+        """Write what each command is for, without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, purpose) for name, (_, purpose) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what an operator can mend becomes one line that says how."""
+        """Run a command. An error that an operator can fix becomes one line that says how."""
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # Imported here: explaining needs every driver, running a command does not.
+            # Imported here: `explain` needs every driver, a command that succeeds does not.
             from worker.commands.trouble import explain  # noqa: PLC0415
 
             message = explain(error)
@@ -78,36 +78,36 @@ class Commands(click.Group):
 
 
 def add_state_option(command: click.Command) -> None:
-    """Let a command, and those under it, take `--state`."""
+    """Give a command, and its subcommands, the option `--state`."""
     if not any(parameter.name == "state" for parameter in command.params):
         command.params.append(state_option())
     if isinstance(command, click.Group):
-        for below in command.commands.values():
-            add_state_option(below)
+        for subcommand in command.commands.values():
+            add_state_option(subcommand)
 
 
 def state_option() -> click.Option:
-    """Return `--state`: eager, so that it is known before any setting is read."""
+    """Return `--state`. It is eager, so it takes effect before any setting is read."""
     return click.Option(
         ["--state"],
         type=click.Path(file_okay=False),
         metavar="DIR",
         expose_value=False,
         is_eager=True,
-        callback=choose_state,
+        callback=set_state_folder,
         help="The state folder of a running `up`.  [default: $USAGE_FEEDS_STATE or .usage-feeds]",
     )
 
 
-def choose_state(_context: click.Context, _parameter: click.Parameter, folder: str | None) -> None:
-    """Make the folder the process's own, and its children's."""
+def set_state_folder(_context: click.Context, _parameter: click.Parameter, folder: str | None) -> None:
+    """Use the folder in this process and in its children."""
     if folder:
-        os.environ["USAGE_FEEDS_STATE"] = os.path.abspath(folder)  # noqa: PTH100 -- no symlink is followed
+        os.environ["USAGE_FEEDS_STATE"] = os.path.abspath(folder)  # noqa: PTH100 -- Path.resolve would follow symlinks
 
 
 @click.group(cls=Commands, params=[state_option()], context_settings={"max_content_width": 100})
 def cli() -> None:
-    """Post credit events to a ledger, and serve every customer's activity feed.
+    """Post credit events to a ledger, and serve every organisation's activity feed.
 
     Exit codes: 0 done, 1 a check failed, 2 wrong usage or a server that cannot be reached.
     """

@@ -1,4 +1,4 @@
-"""Which forms must a command's arguments have?"""
+"""How are the arguments of commands parsed and checked?"""
 
 import re
 from datetime import datetime
@@ -23,21 +23,21 @@ class Instant(click.ParamType[datetime]):
             self.fail(str(error), param, ctx)
 
 
-class Matching(click.ParamType[str]):
-    """A word of one form."""
+class TextMatching(click.ParamType[str]):
+    """A text that matches a pattern."""
 
-    def __init__(self, name: str, form: str) -> None:
+    def __init__(self, name: str, pattern: str) -> None:
         self.name = name
-        self.form = form
+        self.pattern = pattern
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the word."""
-        if not re.fullmatch(self.form, value):
-            self.fail(f"{value!r} is not of the form {self.form}", param, ctx)
+        """Return the text."""
+        if not re.fullmatch(self.pattern, value):
+            self.fail(f"{value!r} does not match {self.pattern}", param, ctx)
         return str(value)
 
 
 INSTANT = Instant()
-ORG = Matching("org", ORG_ID_PATTERN)
-HASH = Matching("hash", "[0-9a-fA-F]{64}")
-USER = Matching("user", USER_ID_PATTERN)
+ORG = TextMatching("org", ORG_ID_PATTERN)
+HASH = TextMatching("hash", "[0-9a-fA-F]{64}")
+USER = TextMatching("user", USER_ID_PATTERN)

@@ -1,4 +1,4 @@
-"""`usage`, `grant`, `revoke` and `send`: what a producer does, from a terminal."""
+"""`usage`, `grant`, `revoke` and `send`: add events to the streams."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ from worker.events import EVENT_BYTES, EventRefused, parse_event
 from worker.producer import Producer
 from worker.settings import worker_settings
 
-CHUNK = 1000
+CHUNK_LINES = 1000
 
 
 @click.command()
@@ -28,16 +28,16 @@ CHUNK = 1000
 @click.argument("credits", type=int)
 @click.option("--ref", "usage_ref", help="The usage's ref.  [default: a new one]")
 @click.option(
-    "--at", "occurred_at", metavar="TIME", help="When it was used, like 2026-06-01T10:00:00Z.  [default: now]"
+    "--at", "occurred_at", metavar="TIME", help="When the credits were used, like 2026-06-01T10:00:00Z.  [default: now]"
 )
 @json_option
 def usage(*, as_json: bool, **given: Any) -> None:
-    """Add a usage of CREDITS credits, of the usage kind KIND, and print its ref.
+    """Add a usage of CREDITS credits of the usage kind KIND, and print its ref.
 
-    The same ref again does nothing: a repeat is harmless.
+    The same usage with the same ref changes nothing, so a repeat is harmless.
     """
     given["usage_ref"] = given["usage_ref"] or new_ref("usage")
-    add({"type": "usage"} | given, "usage_ref", as_json=as_json)
+    add_event({"type": "usage"} | given, "usage_ref", as_json=as_json)
 
 
 @click.command()
@@ -45,36 +45,42 @@ def usage(*, as_json: bool, **given: Any) -> None:
 @click.argument("credits", type=int)
 @click.option("--ref", "grant_ref", help="The grant's ref.  [default: a new one]")
 @click.option("--source", type=click.Choice(["plan", "promotion"]), default="plan", show_default=True)
-@click.option("--priority", type=int, default=50, show_default=True, help="0 to 100; lower is drawn first.")
-@click.option("--from", "effective_at", metavar="TIME", help="Its start.  [default: no lower bound]")
-@click.option("--until", "expires_at", metavar="TIME", help="Its end.  [default: never]")
+@click.option("--priority", type=int, default=50, show_default=True, help="From 0 to 100; lower is drawn first.")
+@click.option("--from", "effective_at", metavar="TIME", help="When it starts.  [default: no lower bound]")
+@click.option("--until", "expires_at", metavar="TIME", help="When it ends.  [default: never]")
 @json_option
 def grant(*, as_json: bool, **given: Any) -> None:
     """Add a grant of CREDITS credits, and print its ref.
 
-    The same ref again does nothing: a repeat is harmless.
+    The same grant with the same ref changes nothing, so a repeat is harmless.
     """
     given["grant_ref"] = given["grant_ref"] or new_ref("grant")
-    add({"type": "grant"} | given, "grant_ref", as_json=as_json)
+    add_event({"type": "grant"} | given, "grant_ref", as_json=as_json)
 
 
 @click.command()
 @click.argument("org_id", metavar="ORG")
 @click.argument("grant_ref", metavar="REF")
-@click.option("--reason", help="Kept with the grant; at most 200 characters.")
+@click.option("--reason", help="Stored with the grant; at most 200 characters.")
 @json_option
 def revoke(*, as_json: bool, **given: Any) -> None:
-    """Add a revoke of the grant REF: what remains of it is clawed back."""
-    add({"type": "revoke"} | given, "grant_ref", as_json=as_json)
+    """Add a revoke of the grant REF: it takes back what remains of the grant."""
+    add_event({"type": "revoke"} | given, "grant_ref", as_json=as_json)
 
 
 def new_ref(prefix: str) -> str:
-    """Return a fresh TypeID."""
+    """Return a new TypeID."""
     return str(TypeID(prefix=prefix))
 
 
-def add(given: dict[str, Any], ref_field: str, *, as_json: bool) -> None:
-    """Add one event, without the fields that were not given, to its stream, and print its ref."""
+def add_event(given: dict[str, Any], ref_field: str, *, as_json: bool) -> None:
+    """Add one event to its stream, and print its ref, or the whole event as JSON.
+
+    Args:
+        given: The event's fields; those that are None are left out.
+        ref_field: The name of the field that holds the ref.
+        as_json: Whether to print JSON.
+    """
     event = {name: value for name, value in given.items() if value is not None}
     with open_producer() as producer:
         producer.send([event])
@@ -86,18 +92,18 @@ def add(given: dict[str, Any], ref_field: str, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--check", is_flag=True, help="Only look for bad lines; send nothing.")
+@click.option("--check", is_flag=True, help="Only check the lines; send nothing.")
 @json_option
 def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
     """Add the events of FILE (- is standard input), one JSON object a line.
 
-    Bad lines go to standard error with their numbers, the others are sent, and the exit code is 1.
+    Bad lines are reported on standard error with their numbers, and the others are sent. The exit code is then 1.
     Sending the same file again is harmless.
     """
     bad = good = 0
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with nullcontext() if check else open_producer() as producer, progress_bar(file, console) as advance:
-        for chunk in batched(read_lines(file), CHUNK):
+        for chunk in batched(read_lines(file), CHUNK_LINES):
             events = []
             for number, line in chunk:
                 try:
@@ -119,7 +125,7 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
 
 @contextmanager
 def open_producer() -> Iterator[Producer]:
-    """Lend what adds events to the streams."""
+    """Give a producer for the settings of this process."""
     settings = worker_settings()
     require_redis(settings.redis_url)
     with Producer(
@@ -132,7 +138,10 @@ def open_producer() -> Iterator[Producer]:
 
 
 def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Return the lines that are not blank, with their numbers. A line too long for an event is cut where that shows."""
+    """Yield the lines that are not blank, with their numbers.
+
+    A line that is too long for an event is cut, but remains too long, so that it is refused.
+    """
     number = 0
     while line := file.readline(EVENT_BYTES + 2):
         number += 1
@@ -144,23 +153,23 @@ def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def batched(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Return the lines in lists of `size`, the last one shorter."""
+    """Yield the lines in lists of `size`; the last list may be shorter."""
     while chunk := list(islice(lines, size)):
         yield chunk
 
 
 @contextmanager
 def progress_bar(file: IO[bytes], console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, and lend what moves it by a number of bytes."""
+    """Draw a progress bar on a terminal, and give the function that advances it by a number of bytes."""
     if not console.is_terminal:
         yield lambda _: None
         return
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("events", total=size_of(file))
-        yield lambda more: progress.advance(task, more)
+        task = progress.add_task("events", total=file_size(file))
+        yield lambda size: progress.advance(task, size)
 
 
-def size_of(file: IO[bytes]) -> int | None:
+def file_size(file: IO[bytes]) -> int | None:
     """Return the size of a file, or None for a pipe."""
-    found = os.fstat(file.fileno())
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    status = os.fstat(file.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

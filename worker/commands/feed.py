@@ -1,4 +1,4 @@
-"""`feed`, `balance` and `grants`: what Postgres knows of an organisation, from a terminal."""
+"""`feed`, `balance` and `grants`: print what Postgres holds of an organisation."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from feeds.cursor import Signer
 from feeds.endpoint.page_body import PageRequest, render_body
 from feeds.movement import Kind
-from feeds.page import Filter, feed_number
+from feeds.page import Filter, number_of
 from feeds.postgres import Postgres
 from feeds.queries import load_queries
 from feeds.schema import Ledger
@@ -25,7 +25,7 @@ SQL = load_queries(__file__)
 
 
 class OrganisationRow(NamedTuple):
-    """What the organisation's row says."""
+    """An organisation's number, and how many movements and grants it has."""
 
     org_no: int
     movements: int
@@ -34,17 +34,19 @@ class OrganisationRow(NamedTuple):
 
 @click.command()
 @click.argument("org")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind alone.")
-@click.option("--usage-kind", help="Lines of this usage kind alone.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only movements of this kind.")
+@click.option("--usage-kind", help="Only movements of this usage kind.")
 @click.option("--page", type=click.IntRange(1, 2147483647), default=1, show_default=True, help="Page 1 is the newest.")
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="Lines of a page.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many movements a page holds."
+)
 @json_option
-def feed(*, org: str, page: int, limit: int, as_json: bool, **narrowed: str | None) -> None:
-    """Show a page of ORG's movements, newest first, as the endpoint would (--json: its very answer)."""
+def feed(*, org: str, page: int, limit: int, as_json: bool, **filters: str | None) -> None:
+    """Print a page of ORG's movements, newest first. With --json, print the same answer as the endpoint."""
     with open_ledger() as (connection, ledger):
         find_organisation(connection, org)
-    ask = PageRequest(read_filter(ledger, **narrowed), limit, page)
-    document = read_page(ledger, org, ask)
+    request = PageRequest(read_filter(ledger, **filters), limit, page)
+    document = read_page(ledger, org, request)
     if as_json:
         print_json(document)
         return
@@ -66,29 +68,28 @@ def read_filter(ledger: Ledger, kind: str | None, usage_kind: str | None) -> Fil
     return Filter(Kind(kind) if kind else None, usage_kind)
 
 
-def read_page(ledger: Ledger, org: str, ask: PageRequest) -> Any:
-    """Return the endpoint's own answer."""
-    usage_number = ledger.usage_numbers[ask.feed.usage_kind] if ask.feed.usage_kind else None
-    can_have_lines = feed_number(ask.feed.kind, usage_number) is not None
-    total, entries = asyncio.run(read_entries(ledger, org, ask)) if can_have_lines else (0, [])
-    return json.loads(render_body(Signer(ledger.cursor_secret, ledger.usage_numbers), org, ask, total, entries))
+def read_page(ledger: Ledger, org: str, request: PageRequest) -> Any:
+    """Return the endpoint's answer."""
+    can_have_movements = number_of(request.feed, ledger.usage_numbers) is not None
+    total, items = asyncio.run(read_items(ledger, org, request)) if can_have_movements else (0, [])
+    return json.loads(render_body(Signer(ledger.cursor_secret, ledger.usage_numbers), org, request, total, items))
 
 
-async def read_entries(ledger: Ledger, org: str, ask: PageRequest) -> tuple[int, list[bytes]]:
-    """Read the feed's count and the page's lines as the endpoint does."""
+async def read_items(ledger: Ledger, org: str, request: PageRequest) -> tuple[int, list[bytes]]:
+    """Return the feed's count and the page's items, read as the endpoint reads them."""
     postgres = Postgres(worker_settings().database_url, deadline_s=30)
     try:
-        found = await read_place(Store(postgres, ledger.usage_numbers), org, ask.feed, ask.place)
+        found = await read_place(Store(postgres, ledger.usage_numbers), org, request.feed, request.place)
     finally:
         await postgres.close()
-    return found.total, found.entries
+    return found.total, found.items
 
 
 @click.command()
 @click.argument("org")
 @json_option
 def balance(*, org: str, as_json: bool) -> None:
-    """Show what ORG has left: credits that remain, those drawable now, and those of grants yet to start."""
+    """Print what ORG has left: all credits, those that can be drawn now, and those of grants that start later."""
     with open_ledger() as (connection, _):
         organisation = find_organisation(connection, org)
         found = read_rows(connection, "read_balance", organisation)[0]
@@ -100,28 +101,28 @@ def balance(*, org: str, as_json: bool) -> None:
 @click.argument("org")
 @json_option
 def grants(*, org: str, as_json: bool) -> None:
-    """Show ORG's grants: open ones in the order in which they are drawn, then the others, newest first."""
+    """Print ORG's grants: open ones in the order in which they are drawn, then the others, newest first."""
     with open_ledger() as (connection, _):
         found = read_rows(connection, "list_grants", find_organisation(connection, org))
     if as_json:
         print_json(found)
         return
-    shown = {"grant_ref": "grant", "state": "state", "priority": "prio", "credits": "credits", "remaining": "left"}
+    headings = {"grant_ref": "grant", "state": "state", "priority": "prio", "credits": "credits", "remaining": "left"}
     if any(grant["effective_at"] for grant in found):
-        shown["effective_at"] = "from"
-    shown["expires_at"] = "until"
-    print_table(list(shown.values()), [[grant[name] for name in shown] for grant in found])
+        headings["effective_at"] = "from"
+    headings["expires_at"] = "until"
+    print_table(list(headings.values()), [[grant[name] for name in headings] for grant in found])
 
 
 def find_organisation(connection: Connection[Any], org: str) -> OrganisationRow:
-    """Return the organisation, or end the command."""
+    """Return the organisation. Raises CommandFailed if it is unknown."""
     row = connection.execute(SQL["find_organisation"], {"org_id": org}).fetchone()
     if row is None:
-        raise CommandFailed(f"No organisation {org} is known: it is from its first event, key or member on.")
+        raise CommandFailed(f"Unknown organisation {org}. It exists once it has an event, a key or a member.")
     return OrganisationRow(*row)
 
 
 def read_rows(connection: Connection[Any], query: str, organisation: OrganisationRow) -> list[dict[str, Any]]:
-    """Return what a query finds of an organisation."""
+    """Return the rows of a query about one organisation."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(SQL[query], {"org_no": organisation.org_no}).fetchall()

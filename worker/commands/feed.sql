@@ -1,9 +1,10 @@
 -- name: find_organisation
--- One organisation, with its number of movements and grants.
+-- One organisation, with the numbers of its movements and grants.
 SELECT org_no, counts[1], grants FROM organisations WHERE org_id = %(org_id)s;
 
 -- name: read_balance
--- What an organisation's grants still hold at this moment, and what its usage overflowed.
+-- The remaining credits of an organisation's open grants: all, those that can be drawn now, and those of grants that start
+-- later; and the next end of a grant.
 SELECT
     COALESCE(sum(remaining), 0)::bigint AS remaining,
     COALESCE(sum(remaining) FILTER (
@@ -15,7 +16,7 @@ FROM grants
 WHERE org_no = %(org_no)s AND open;
 
 -- name: list_grants
--- An organisation's grants: open ones first, in draw order; then the others, the newest first.
+-- An organisation's grants: first the open ones, in draw order; then the others, newest first.
 SELECT
     grant_ref,
     CASE

@@ -1,4 +1,4 @@
-"""`keys`: who may read."""
+"""`keys`: the API keys of organisations and people."""
 
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ import click
 from feeds.keys import BILLING_READ, RATE_MAX, Key, create_key, format_key_id, list_keys, parse_key_id, revoke_key
 from feeds.movement import format_time
 from worker.commands import CommandFailed
-from worker.commands.arguments import INSTANT, ORG, USER, Matching
+from worker.commands.arguments import INSTANT, ORG, USER, TextMatching
 from worker.commands.output import count, json_option, print_json, print_table
 from worker.commands.servers import open_ledger
 
@@ -19,26 +19,30 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--org", type=ORG, help="A key of this organisation, which becomes known by it.")
-@click.option("--user", type=USER, help="A personal key: it reads the organisations that its owner is a member of.")
+@click.option("--org", type=ORG, help="The organisation that the key reads. It is added if it is unknown.")
+@click.option(
+    "--user", type=USER, help="The owner of a personal key. It reads the organisations that its owner is a member of."
+)
 @click.option(
     "--permission",
     "permissions",
-    type=Matching("permission", "[a-z][a-z_]*:[a-z][a-z_]*"),
+    type=TextMatching("permission", "[a-z][a-z_]*:[a-z][a-z_]*"),
     multiple=True,
     default=(BILLING_READ,),
     show_default=True,
-    help="What the key grants; may be repeated.",
+    help="What the key allows; can be given several times.",
 )
-@click.option("--expires-at", type=INSTANT, metavar="TIME", help="When it ends, like 2027-01-31T00:00:00Z.")
+@click.option(
+    "--expires-at", type=INSTANT, metavar="TIME", help="When the key ends, like 2027-01-31T00:00:00Z.  [default: never]"
+)
 @click.option(
     "--rate",
     type=click.IntRange(1, RATE_MAX),
     metavar="N",
-    help="How many requests a second it may make; as many as it likes without.",
+    help="How many requests a second the key may make.  [default: no limit]",
 )
 @json_option
-def create(  # noqa: PLR0913 -- one for each option
+def create(  # noqa: PLR0913 -- one parameter for each option
     *,
     org: str | None,
     user: str | None,
@@ -47,7 +51,7 @@ def create(  # noqa: PLR0913 -- one for each option
     rate: int | None,
     as_json: bool,
 ) -> None:
-    """Create a key. Its secret is shown this once, alone on the last line."""
+    """Create a key, and print its secret on the last line. The secret cannot be printed again."""
     if (org is None) == (user is None):
         raise click.UsageError("Give either --org or --user.")
     with open_ledger() as (connection, _):
@@ -55,12 +59,14 @@ def create(  # noqa: PLR0913 -- one for each option
             connection, org_id=org, user_id=user, permissions=permissions, expires_at=expires_at, rate=rate
         )
     if as_json:
-        print_json(describe(key) | {"secret": secret})
+        print_json(key_facts(key) | {"secret": secret})
         return
-    ends = f", until {format_time(key.expires_at)}" if key.expires_at else ""
-    ends += f", {count(key.rate, 'request')} a second" if key.rate else ""
-    click.echo(f"{format_key_id(key.key_id)} of {key.org_id or key.user_id} grants {', '.join(key.permissions)}{ends}.")
-    click.echo("Its secret is shown this once:")
+    limits = f", until {format_time(key.expires_at)}" if key.expires_at else ""
+    limits += f", {count(key.rate, 'request')} a second" if key.rate else ""
+    click.echo(
+        f"{format_key_id(key.key_id)} of {key.org_id or key.user_id} allows {', '.join(key.permissions)}{limits}."
+    )
+    click.echo("Its secret, which cannot be printed again:")
     click.echo(secret)
 
 
@@ -71,9 +77,9 @@ def list_(*, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         found = list(list_keys(connection))
     if as_json:
-        print_json({"keys": [describe(key) for key in found]})
+        print_json({"keys": [key_facts(key) for key in found]})
     elif found:
-        print_table(["id", "of", "grants", "until", "used"], [show_key(key) for key in found])
+        print_table(["id", "of", "permissions", "until", "used"], [table_row(key) for key in found])
     else:
         click.echo("No keys.")
 
@@ -82,23 +88,23 @@ def list_(*, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 @json_option
 def revoke(*, key_id: str, as_json: bool) -> None:
-    """Revoke a key: it is refused everywhere within 10 seconds, for ever."""
+    """Revoke a key for ever. Every endpoint refuses it within 10 seconds."""
     try:
         parsed = parse_key_id(key_id)
     except ValueError:
-        raise click.UsageError(f"{key_id!r} is no key's ID: see `usage-feeds keys list`.") from None
+        raise click.UsageError(f"{key_id!r} is not the ID of a key: see `usage-feeds keys list`.") from None
     with open_ledger() as (connection, _):
         key = revoke_key(connection, parsed)
     if key is None:
-        raise CommandFailed(f"No key {key_id}: see `usage-feeds keys list`.")
+        raise CommandFailed(f"Unknown key {key_id}: see `usage-feeds keys list`.")
     if as_json:
-        print_json(describe(key))
+        print_json(key_facts(key))
     else:
         click.echo(f"{key_id} is revoked.")
 
 
-def describe(key: Key) -> dict[str, Any]:
-    """Return what may be shown of a key."""
+def key_facts(key: Key) -> dict[str, Any]:
+    """Return a key's facts for JSON; its secret is not among them."""
     return {
         "id": format_key_id(key.key_id),
         "org": key.org_id,
@@ -112,8 +118,8 @@ def describe(key: Key) -> dict[str, Any]:
     }
 
 
-def show_key(key: Key) -> list[object]:
-    """Return a key's row of the table."""
+def table_row(key: Key) -> list[object]:
+    """Return a key's row of the printed table."""
     used = f"{key.last_used_at:%Y-%m-%d}" if key.last_used_at else None
     until = "revoked" if key.revoked_at else key.expires_at
     return [format_key_id(key.key_id), key.org_id or key.user_id, " ".join(key.permissions), until, used]

@@ -1,4 +1,4 @@
-"""`members`: which person may act for which organisation."""
+"""`members`: the roles of people in organisations."""
 
 import click
 
@@ -11,7 +11,7 @@ from worker.commands.servers import open_ledger
 
 @click.group()
 def members() -> None:
-    """Say who may act for an organisation, with a personal key."""
+    """Set and remove the members of organisations. Members read with personal keys."""
 
 
 @members.command("set")
@@ -20,7 +20,7 @@ def members() -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @json_option
 def set_(*, org: str, user: str, role: str, as_json: bool) -> None:
-    """Give a person a role: owner, admin and billing may read, member may not."""
+    """Give a person a role. The roles owner, admin and billing may read, the role member may not."""
     with open_ledger() as (connection, _):
         set_member(connection, org, user, role)
     if as_json:
@@ -38,7 +38,7 @@ def remove(*, org: str, user: str, as_json: bool) -> None:
     with open_ledger() as (connection, _):
         was_member = remove_member(connection, org, user)
     if not was_member:
-        raise CommandFailed(f"{user} is no member of {org}.")
+        raise CommandFailed(f"{user} is not a member of {org}.")
     if as_json:
         print_json({"org": org, "user": user, "role": None})
     else:

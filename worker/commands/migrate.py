@@ -1,4 +1,4 @@
-"""`migrate`."""
+"""`migrate`: bring schema and facts of the ledger up to date."""
 
 import click
 
@@ -10,17 +10,18 @@ from worker.settings import worker_settings
 
 
 @click.command()
-@click.option("--roles", "with_roles", is_flag=True, help="Make the database roles for worker and reader.")
+@click.option("--roles", "with_roles", is_flag=True, help="Create the database roles for worker and reader.")
 @json_option
 def migrate(*, with_roles: bool, as_json: bool) -> None:
     """Bring the database's schema and the ledger's facts up to date.
 
-    Safe to repeat, and to run twice at once. EVENT_SHARDS, USAGE_KINDS and EXPIRY_GRACE_S become
-    facts of the ledger where they are set: kinds may only be added, shards change only while the
-    streams are empty. Stop the workers before you change a fact: each then starts with the new one.
+    It is safe to repeat, and to run twice at once. If EVENT_SHARDS, USAGE_KINDS or EXPIRY_GRACE_S is
+    set, it becomes a fact of the ledger. Kinds can only be added. The number of shards can change only
+    while the streams are empty. Before you change a fact, stop the workers; then start them with the
+    new value.
 
-    --roles makes usage_feeds_worker and usage_feeds_reader and gives each the rights that it needs and no more;
-    grant them to the users that processes log in as.
+    --roles creates usage_feeds_worker and usage_feeds_reader, and gives each only the rights that it
+    needs. Grant them to the users that processes log in as.
     """
     with open_database() as connection:
         applied = runner.migrate(connection, worker_settings())
@@ -35,4 +36,4 @@ def migrate(*, with_roles: bool, as_json: bool) -> None:
             f"The schema is at {SCHEMA_VERSION}: " + (f"applied {', '.join(applied)}." if applied else "nothing to do.")
         )
         if with_roles:
-            click.echo(f"The roles are as they must be: {', '.join(roles.ROLES)}.")
+            click.echo(f"The roles are up to date: {', '.join(roles.ROLES)}.")

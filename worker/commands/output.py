@@ -1,4 +1,4 @@
-"""How does a command show data?"""
+"""How does a command print data?"""
 
 import json
 import sys
@@ -15,9 +15,10 @@ from feeds.movement import format_time
 from worker.events import EventRefused
 
 PIPED_WIDTH = 1000
-SHORT = len("usage_01h455vb4pex5vsknk084sn02q")
-NARROW = len("2026-06-01")
-"""The least that a folding column needs."""
+REF_WIDTH = len("usage_01h455vb4pex5vsknk084sn02q")
+"""A column that is no wider than a usual ref folds last."""
+FOLDED_WIDTH = len("2026-06-01")
+"""The minimum width of a column that may fold."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -28,44 +29,50 @@ def print_json(document: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table, times to the second; nothing is cut off.
+    """Print a table, with times to the second. No cell is cut off.
 
-    Without a terminal each row is one line. On one, what is too wide folds: long texts and times first, then all.
+    Without a terminal each row is one line. On a terminal that is too narrow, columns fold: first those with long texts
+    and with times, then, if that is not enough, all.
     """
     screen = console()
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
-    shown = [[format_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
-    times = [any(isinstance(row[place], datetime) for row in rows) for place in range(len(columns))]
-    narrow = [NARROW if is_time or width > SHORT else width for width, is_time in zip(widths, times, strict=True)]
+    cells = [[format_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    times = [any(isinstance(row[index], datetime) for row in rows) for index in range(len(columns))]
+    folded = [
+        FOLDED_WIDTH if is_time or width > REF_WIDTH else width for width, is_time in zip(widths, times, strict=True)
+    ]
     spaces = len(columns) - 1
-    is_wide, is_too_wide = sum(widths) + spaces > screen.width, sum(narrow) + spaces > screen.width
-    for place, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[place], int) for row in rows)
-        folds = is_too_wide or (is_wide and widths[place] != narrow[place])
+    is_wide, is_too_wide = sum(widths) + spaces > screen.width, sum(folded) + spaces > screen.width
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int) for row in rows)
+        folds = is_too_wide or (is_wide and widths[index] != folded[index])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not folds)
-    for row in shown:
-        # A space is where a time may fold.
+    for row in cells:
+        # A time can fold at a space only.
         table.add_row(
-            *(Text(cell.replace("T", " ") if is_wide and t else cell) for cell, t in zip(row, times, strict=True))
+            *(
+                Text(cell.replace("T", " ") if is_wide and is_time else cell)
+                for cell, is_time in zip(row, times, strict=True)
+            )
         )
     screen.print(table)
 
 
 def print_facts(facts: dict[str, Any]) -> None:
-    """Print names and values, a line each."""
+    """Print each name with its value on a line of its own."""
     width = max(map(len, facts))
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {format_value(value)}")
 
 
 def count(number: int, noun: str) -> str:
-    """Return how many there are of something, in words: `1 event`, `1,000 events`."""
+    """Return a number with its noun: `1 event`, `1,000 events`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a person reads it: times in UTC, nothing for None."""
+    """Return a value as text for people: times in UTC, an empty text for None."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -74,7 +81,7 @@ def format_value(value: Any) -> str:
 
 
 def format_cell(value: Any) -> str:
-    """Return a value as it stands in a table."""
+    """Return a value as the text of a table's cell."""
     return format_value(value.replace(microsecond=0) if isinstance(value, datetime) else value)
 
 

@@ -1,8 +1,9 @@
-"""`rebuild`."""
+"""`rebuild`: discard every cached feed."""
 
 import click
 
-from feeds.cached.writer import give_up, read_epoch
+from feeds.cached.epoch import read_epoch
+from feeds.cached.writer import start_new_epoch
 from worker.commands.output import json_option, print_json
 from worker.commands.servers import open_ledger
 
@@ -10,15 +11,15 @@ from worker.commands.servers import open_ledger
 @click.command()
 @json_option
 def rebuild(*, as_json: bool) -> None:
-    """Make every cached feed anew, by starting a new epoch.
+    """Discard every cached feed, by starting a new epoch.
 
-    Do so after Postgres was restored or failed over: lines of a lost day are never served once it has ended.
-    Feeds are read from Postgres until they are warm again; no page is wrong meanwhile.
+    Run it after Postgres was restored or failed over with a loss: when it has ended, no movement that was lost is
+    served any more. Pages come from Postgres until the feeds are cached again. No page is wrong meanwhile.
     """
     with open_ledger() as (connection, _):
-        give_up(connection, read_epoch(connection))
+        start_new_epoch(connection, read_epoch(connection))
         epoch = read_epoch(connection)
     if as_json:
         print_json({"epoch": str(epoch)})
     else:
-        click.echo("A new epoch has begun: feeds are made anew as they are read.")
+        click.echo("A new epoch has begun. Each feed is cached again when it is next read.")

@@ -1,4 +1,4 @@
-"""How does a command reach the servers?"""
+"""How does a command connect to Postgres and Redis?"""
 
 import re
 from collections.abc import Iterator
@@ -14,27 +14,34 @@ from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.intake.streams import connect
 from worker.settings import worker_settings
 
-CONNECT_S = 5
+CONNECT_WITHIN_S = 5
 
 
 class NoServer(UnusableSetup):
-    """No server at a known address. Start `up`, or set the variable."""
+    """A server's address is missing or wrong, or no server answers there. Start `up`, or set the variable."""
 
 
 @contextmanager
 def open_database(url: str | None = None, variable: str = "DATABASE_URL") -> Iterator[psycopg.Connection[TupleRow]]:
-    """Lend an autocommit connection to the ledger's database, whose schema may be behind.
+    """Give an autocommit connection to the ledger's database. Its schema may be too old.
 
-    `variable` names the setting that the address is from.
+    Args:
+        url: The database's address; None for DATABASE_URL.
+        variable: The setting that the address comes from, for error messages.
+
+    Raises:
+        NoServer: The message says which variable to set.
     """
     address = worker_settings().database_url if url is None else url
     if not address:
-        raise NoServer(f"No Postgres is known: start `usage-feeds up`, or set {variable}.")
+        raise NoServer(f"No address of Postgres is set: start `usage-feeds up`, or set {variable}.")
     try:
-        connection = psycopg.connect(address, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_S)
+        connection = psycopg.connect(address, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_WITHIN_S)
     except psycopg.ProgrammingError:
-        # What it says may repeat the address, and with it a password.
-        raise NoServer(f"{variable} cannot be read: it is like postgresql://user@host:5432/database.") from None
+        # Its message may repeat the address, and with it a password.
+        raise NoServer(
+            f"{variable} is not a valid address: set one like postgresql://user@host:5432/database."
+        ) from None
     except psycopg.OperationalError as error:
         raise NoServer(explain_postgres(error, address, variable)) from error
     with connection:
@@ -43,51 +50,60 @@ def open_database(url: str | None = None, variable: str = "DATABASE_URL") -> Ite
 
 @contextmanager
 def open_ledger() -> Iterator[tuple[psycopg.Connection[TupleRow], Ledger]]:
-    """Lend a connection to a ledger that this program and its settings are fit for."""
+    """Give a connection to the ledger, after a check that its schema and facts match this program and its settings.
+
+    Raises UnusableSetup.
+    """
     with open_database() as connection:
         yield connection, check_ledger(connection, worker_settings())
 
 
 @contextmanager
 def open_streams() -> Iterator[Redis]:
-    """Lend a client of the Redis that holds the streams."""
+    """Give a client of the Redis that holds the streams."""
     with connect(require_redis(worker_settings().redis_url)) as redis:
         yield redis
 
 
 def require_redis(url: str, variable: str = "REDIS_URL") -> str:
-    """Return the address, from the setting `variable`, if it can be one."""
+    """Return the address, which comes from the setting `variable`. Raises NoServer if it cannot be a Redis address."""
     if not url:
-        raise NoServer(f"No Redis is known: start `usage-feeds up`, or set {variable}.")
+        raise NoServer(f"No address of Redis is set: start `usage-feeds up`, or set {variable}.")
     if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise NoServer(f"{variable} cannot be read: it is like redis://host:6379/0.")
+        raise NoServer(f"{variable} is not a valid address: set one like redis://host:6379/0.")
     return url
 
 
 def explain_postgres(error: Exception, url: str, variable: str = "DATABASE_URL") -> str:
-    """Say what Postgres said, and where; the address is from the setting `variable`."""
+    """Return what Postgres or its driver reported, where, and what to do.
+
+    Args:
+        error: What was raised.
+        url: The address that was tried.
+        variable: The setting that the address comes from.
+    """
     return f"Postgres at {place_of_postgres(url)}: {reason(error)}: start `usage-feeds up`, or set {variable}."
 
 
 def place_of_postgres(url: str) -> str:
-    """Return host, port and database of an address, never its password."""
+    """Return host, port and database of an address, without its password."""
     try:
         parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        return "an address that cannot be read"
+        return "an invalid address"
     return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
 
 
 def place_of_redis(url: str) -> str:
-    """Return host and port, or the socket, of an address, never its password."""
+    """Return host and port, or the socket, of an address, without its password."""
     try:
         parts = parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError:
-        return "an address that cannot be read"
+        return "an invalid address"
     return str(parts.get("path") or f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}")
 
 
 def reason(error: Exception) -> str:
-    """Return what a server or driver said, in one line."""
-    said = re.findall(r"failed: (?!connection to)(.+)", str(error)) or str(error).strip().splitlines()
-    return str(said[-1]).strip().removesuffix(".") if said else type(error).__name__
+    """Return what a server or driver reported, in one line."""
+    lines = re.findall(r"failed: (?!connection to)(.+)", str(error)) or str(error).strip().splitlines()
+    return str(lines[-1]).strip().removesuffix(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What can an operator do about an error?"""
+"""Which errors can an operator fix, and how?"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,34 +18,39 @@ from worker.settings import worker_settings
 
 
 def explain(error: Exception) -> str | None:
-    """Return one line that says what is wrong and what to do, or None where that is not known. No secret is in it."""
-    for kinds, say in EXPLANATIONS:
+    """Return one line that says what is wrong and what to do, or None for an unknown error. It holds no secret."""
+    for kinds, explain_kind in EXPLANATIONS:
         if isinstance(error, kinds):
-            return say(error)
+            return explain_kind(error)
     return None
 
 
 def explain_settings(error: ValidationError) -> str:
-    """Name each variable with what is wrong about it; no value is repeated, it may hold a password."""
+    """Return each variable with what is wrong about it, but without its value, which may hold a password."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{problem['loc'][0]!s}".upper() + f": {problem['msg']}" for problem in problems) + "."
 
 
 def explain_redis(error: Exception) -> str:
-    """Name the address that was tried."""
+    """Return what Redis or its driver reported, where, and what to do."""
     place = place_of_redis(worker_settings().redis_url)
     return f"Redis at {place}: {reason(error)}: start `usage-feeds up`, or set REDIS_URL."
+
+
+def explain_missing_right(error: Exception) -> str:
+    """Return what Postgres did not permit, and what to do."""
+    return f"Postgres: {reason(error)}: set DATABASE_URL to a role that has this right."
 
 
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
     (UnusableSetup, str),
     (EventRefused, format_refusal),
     (ValidationError, explain_settings),
-    (SettingsError, lambda _: f"{addresses_file()} cannot be read: start `usage-feeds up` again."),
-    (psycopg.errors.UndefinedTable, lambda _: "The database has no schema of ours: run `usage-feeds migrate`."),
-    (psycopg.errors.InsufficientPrivilege, lambda e: f"Postgres: {reason(e)}: set DATABASE_URL to a role that may."),
+    (SettingsError, lambda _: f"{addresses_file()} is damaged: start `usage-feeds up` again."),
+    (psycopg.errors.UndefinedTable, lambda _: "The database has no usage-feeds schema: run `usage-feeds migrate`."),
+    (psycopg.errors.InsufficientPrivilege, explain_missing_right),
     (psycopg.OperationalError, lambda error: explain_postgres(error, worker_settings().database_url)),
     ((redis.ConnectionError, redis.TimeoutError), explain_redis),
-    (redis.RedisError, lambda error: f"Redis refuses: {reason(error)}."),
-    (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: see CELERY_BROKER_URL."),
+    (redis.RedisError, lambda error: f"Redis refused a command: {reason(error)}."),
+    (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: check CELERY_BROKER_URL."),
 )

@@ -40,7 +40,7 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
             audit = audit_ledger(connection, org, noted, beside=[second])
         except UnknownOrganisation:
             raise CommandFailed(
-                f"No organisation {org} is known: it is from its first event, key or member on."
+                f"Unknown organisation {org}. It exists once it has an event, a key or a member."
             ) from None
         audit.findings.extend(audit_streams(redis, ledger.event_shards))
         compared = compare_feeds(connection, ledger, org)
