@@ -1,6 +1,6 @@
-"""What does a process of the write side hold open?
+"""What does one process of the write side hold open?
 
-Each is opened when it is first asked for, so after Celery's fork, and kept for the process's life.
+Each thing is opened when it is first used, so after Celery's fork, and stays open for the life of the process.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import psycopg
 from psycopg import Connection
 from redis import Redis
 
+from feeds.cached import writer
 from feeds.cached.worker_connection import WorkerConnection
-from feeds.cached.writer import show as cache_feeds
 from feeds.schema import Ledger, UnusableSetup, check_ledger
-from worker.intake import counters as counts
-from worker.intake import streams as event_streams
+from worker.intake import counters
+from worker.intake.streams import connect as connect_streams
 from worker.ledger.write import Posted
 from worker.settings import worker_settings
 
@@ -24,19 +24,19 @@ CONNECT_TIMEOUT_S = 5
 
 
 class Database:
-    """The connection of this process to Postgres, made anew when it is next asked for where it was lost.
+    """The process's connection to Postgres, reopened on next use if it was lost.
 
-    Not a pool: psycopg's tries ever more rarely while the server is away, so that minutes pass after its return.
+    Not a pool: psycopg's tries ever more rarely while the server is away, so minutes would pass after its return.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.kept: Connection[Any] | None = None
+        self.idle: Connection[Any] | None = None
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
-        """Give the connection; one whose work has failed is not used again. Raises psycopg.OperationalError."""
-        connection, self.kept = self.kept, None
+        """Lend the connection. It is closed if the work fails. Raises psycopg.OperationalError if it cannot be opened."""
+        connection, self.idle = self.idle, None
         if connection is None or connection.closed:
             connection = psycopg.connect(self.url, **connect_options())
         try:
@@ -44,55 +44,55 @@ class Database:
         except BaseException:
             connection.close()
             raise
-        self.kept = connection
+        self.idle = connection
 
     def close(self) -> None:
-        """Give the connection back."""
-        if self.kept is not None:
-            self.kept.close()
-            self.kept = None
+        """Close the connection if it is not lent."""
+        if self.idle is not None:
+            self.idle.close()
+            self.idle = None
 
 
 @cache
 def database() -> Database:
-    """Return the database of this process."""
-    return Database(required(worker_settings().database_url, "DATABASE_URL"))
+    """Return the process's connection to Postgres."""
+    return Database(require_url(worker_settings().database_url, "DATABASE_URL"))
 
 
 def connect_options() -> dict[str, Any]:
-    """Return how the worker connects: autocommit, and nothing prepared, so that PgBouncer may sit between."""
+    """Return how the worker connects: with autocommit, and without prepared statements, so that PgBouncer works."""
     return {"autocommit": True, "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
 
 
 @cache
 def streams() -> Redis:
-    """Return the streams' Redis."""
-    return event_streams.connect(required(worker_settings().redis_url, "REDIS_URL"))
+    """Return the client of the streams' Redis."""
+    return connect_streams(require_url(worker_settings().redis_url, "REDIS_URL"))
 
 
 @cache
-def feeds_connection() -> WorkerConnection:
-    """Return the connection to the feeds' Redis: for one thread of this process."""
-    link = WorkerConnection(required(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
-    link.know(ledger().epoch, since=ledger().read_at)
-    return link
+def feeds_redis() -> WorkerConnection:
+    """Return the connection to the feeds' Redis, for one thread of this process."""
+    connection = WorkerConnection(require_url(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL"))
+    connection.note_epoch(ledger().epoch, since=ledger().read_at)
+    return connection
 
 
-def show(connection: Connection[Any], posted: Posted, repeated: bool) -> None:  # noqa: FBT001
-    """Put what was committed into the cached feeds; drop those of a batch that had been posted before."""
-    shown = cache_feeds(feeds_connection(), connection, posted.movements, posted.org_ids if repeated else ())
-    counts.note_published(shown)
+def publish(connection: Connection[Any], posted: Posted, is_repeat: bool) -> None:  # noqa: FBT001
+    """Put committed movements into the cached feeds. If the batch is a repeat, drop its organisations' feeds instead."""
+    repeated = posted.org_ids if is_repeat else ()
+    counters.note_published(writer.publish(feeds_redis(), connection, posted.movements, repeated))
 
 
 @cache
 def ledger() -> Ledger:
-    """Return the facts of the ledger, as they were when this process first looked.
+    """Return the facts of the ledger, as they were when this process first read them.
 
-    Raises UnusableSetup unless the ledger is there and is what the settings say.
+    Raises UnusableSetup unless the ledger exists and agrees with the settings.
     """
     settings = worker_settings()
-    required(settings.redis_url, "REDIS_URL")
-    url = required(settings.database_url, "DATABASE_URL")
+    require_url(settings.redis_url, "REDIS_URL")
+    url = require_url(settings.database_url, "DATABASE_URL")
     try:
         with psycopg.connect(url, **connect_options()) as connection:
             return check_ledger(connection, settings)
@@ -100,8 +100,8 @@ def ledger() -> Ledger:
         raise UnusableSetup(f"Postgres cannot be reached, check DATABASE_URL: {str(error).splitlines()[0]}") from None
 
 
-def required(url: str, variable: str) -> str:
-    """Return the URL, or raise UnusableSetup where there is none."""
+def require_url(url: str, variable: str) -> str:
+    """Return the URL, or raise UnusableSetup if there is none."""
     if not url:
         raise UnusableSetup(f"{variable} is not set and no `usage-feeds up` is running: set it, or start one.")
     return url

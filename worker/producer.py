@@ -1,4 +1,4 @@
-"""What do producers import?"""
+"""What producers import: `Producer` adds events to the streams."""
 
 import logging
 import os
@@ -21,14 +21,17 @@ EVENTS_AT_ONCE = 1000
 
 
 class Producer:
-    """Adds events to the streams, checked before they leave. Thread-safe; close it, or use `with`.
+    """Adds events to the streams, after it has checked them. Thread-safe; close it, or use `with`.
 
-    An event is the ledger's once a method has returned. Each raises EventInvalid for a bad event,
-    before anything is sent, and redis.RedisError where the streams refuse or cannot be reached:
-    sending the same events again is harmless then, as every usage and grant has its ref.
+    An event is accepted when the method has returned. Each method raises EventInvalid for a bad event, before anything is
+    sent, and redis.RedisError if the streams refuse the events or cannot be reached. Then send the same events again:
+    that is harmless, because every usage and grant has its ref.
 
-    What is not given comes from REDIS_URL, CELERY_BROKER_URL, EVENT_SHARDS and USAGE_KINDS, else from
-    a running `up`, else from the defaults. Shards and kinds must be the ledger's.
+    Args:
+        redis_url: The streams' Redis. Default: REDIS_URL, else that of a running `up`.
+        broker_url: Celery's broker. Default: CELERY_BROKER_URL, else that of a running `up`, else `redis_url`.
+        event_shards: The ledger's number of shards. Default: EVENT_SHARDS, else that of a running `up`, else 8.
+        usage_kinds: The ledger's usage kinds. Default: USAGE_KINDS, else those of a running `up`, else the two built in.
     """
 
     def __init__(
@@ -38,14 +41,14 @@ class Producer:
         event_shards: int | None = None,
         usage_kinds: Sequence[str] | None = None,
     ) -> None:
-        told = {**read_addresses(), **{name.lower(): value for name, value in os.environ.items() if value}}
-        redis_url = redis_url or told.get("redis_url")
+        found = {**read_addresses(), **{name.lower(): value for name, value in os.environ.items() if value}}
+        redis_url = redis_url or found.get("redis_url")
         if not redis_url:
-            raise ValueError("REDIS_URL is not set and no `usage-feeds up` is running: give redis_url, or set it")
-        self.event_shards = event_shards or int(told.get("event_shards", 8))
-        self.usage_kinds = tuple(usage_kinds or told.get("usage_kinds", ",".join(USAGE_KINDS)).split(","))
+            raise ValueError("REDIS_URL is not set and no `usage-feeds up` is running: pass redis_url, or set REDIS_URL")
+        self.event_shards = event_shards or int(found.get("event_shards", 8))
+        self.usage_kinds = tuple(usage_kinds or found.get("usage_kinds", ",".join(USAGE_KINDS)).split(","))
         self._streams = streams.connect(redis_url)
-        self._app = make_app(broker_url or told.get("celery_broker_url") or redis_url)
+        self._app = make_app(broker_url or found.get("celery_broker_url") or redis_url)
 
     def usage(
         self,
@@ -55,7 +58,7 @@ class Producer:
         credits: int,  # noqa: A002 -- the event's own field
         occurred_at: datetime | str | None = None,
     ) -> None:
-        """Add a usage; without `occurred_at` it happened when it was added."""
+        """Add a usage of `credits`, a whole number from 0. Without `occurred_at` it happened when it was added."""
         fields = {"usage_ref": usage_ref, "usage_kind": usage_kind, "credits": credits, "occurred_at": occurred_at}
         self.send([{"type": "usage", "org_id": org_id, **fields}])
 
@@ -69,7 +72,11 @@ class Producer:
         effective_at: datetime | str | None = None,
         expires_at: datetime | str | None = None,
     ) -> None:
-        """Add a grant; a lower priority is drawn first."""
+        """Add a grant. A lower `priority` (0 to 100) is drawn first.
+
+        Without `effective_at` the grant has no lower bound: it also pays for usage from before it existed, if it is posted
+        before that usage. Give `effective_at`, and the bill does not depend on the order of arrival.
+        """
         fields = {"credits": credits, "source": source, "priority": priority}
         times = {"effective_at": effective_at, "expires_at": expires_at}
         self.send([{"type": "grant", "org_id": org_id, "grant_ref": grant_ref, **fields, **times}])
@@ -79,7 +86,7 @@ class Producer:
         self.send([{"type": "revoke", "org_id": org_id, "grant_ref": grant_ref, "reason": reason}])
 
     def send(self, events: Iterable[Event | dict[str, Any]]) -> None:
-        """Add events in this order, all checked before the first is sent; a thousand a round trip."""
+        """Add events in this order, a thousand in each round trip. All are checked before the first is sent."""
         checked = [check_event(event, self.usage_kinds) for event in events]
         for start in range(0, len(checked), EVENTS_AT_ONCE):
             self._add(checked[start : start + EVENTS_AT_ONCE])
@@ -96,10 +103,10 @@ class Producer:
             try:
                 wake(self._app)
             except (OperationalError, RedisError):
-                log.warning("The events are added, but no worker could be woken: the broker is away. The sweep will.")
+                log.warning("The events are added. No worker could be woken because the broker is away; the next sweep wakes one.")
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._streams.close()
         self._app.close()
 

@@ -16,54 +16,54 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from feeds.schema import UnusableSetup
-from worker.broker import app as broker
-from worker.intake import batch as intake
+from feeds.schema import LedgerEmpty, UnusableSetup
+from worker.broker.app import DRAINS, WAKE_EXPIRES_S, make_app, wake
+from worker.intake.batch import Intake
+from worker.intake.drain import drain as run_drain
 from worker.intake.streams import add_once, place
 from worker.intake.sweep import sweep as run_sweep
-from worker.process import database, ledger, show, streams
+from worker.process import database, ledger, publish, streams
 from worker.settings import worker_settings
 
 log = logging.getLogger(__name__)
 
 DRAIN_LIFE_S = 1.0
 SWEEP_EVERY_S = 1.0
-POST_AGAIN_S = 1.0
+POST_RETRY_PAUSE_S = 1.0
 POST_TRIES = 12
-"""Each may take 2 s more to fail: well below the task's time limit."""
+"""A try may take 2 s to fail, so all tries together stay well below the task's time limit."""
 
-app = broker.make_app(worker_settings().celery_broker_url)
+app = make_app(worker_settings().celery_broker_url)
 app.conf.beat_schedule = {
     "sweep": {
         "task": "events.sweep",
         "schedule": SWEEP_EVERY_S,
-        "options": {"queue": broker.DRAINS, "routing_key": broker.DRAINS, "expires": broker.WAKE_EXPIRES_S},
+        "options": {"queue": DRAINS, "routing_key": DRAINS, "expires": WAKE_EXPIRES_S},
     }
 }
 app.conf.beat_max_loop_interval = SWEEP_EVERY_S
 NO_RETRY: dict[str, Any] = {"retry_on_worker_lost": False, "reject_on_worker_lost": False}
-"""For drains and sweeps: whatever happens to one, the next second's does its work."""
-AWAY = (psycopg.Error, RedisError, OperationalError)
+"""For drains and sweeps: if one fails, the next second's does its work."""
+AWAY = (psycopg.Error, RedisError, OperationalError, LedgerEmpty)
 
 
 @app.task(name="events.drain", ignore_result=True, **NO_RETRY)
 def drain() -> None:
-    """Post what waits in the streams, and show it, for about a second.
+    """Post what waits in the streams, and publish it, for about a second.
 
-    A server that is away ends it: what waits stays where it is, and the sweep wakes another.
+    If a server is away the drain ends: the entries stay in the streams, and the sweep wakes another drain.
     """
     try:
         with database().connection() as connection:
-            wake = partial(wake_quietly, app)
-            work = intake.Intake(connection, streams(), ledger(), show, wake)
-            intake.drain(work, until=monotonic() + DRAIN_LIFE_S)
+            intake = Intake(connection, streams(), ledger(), publish, partial(wake_quietly, app))
+            run_drain(intake, until=monotonic() + DRAIN_LIFE_S)
     except AWAY as error:
         log.warning("A drain ended early, nothing is lost: %s", first_line(error))
 
 
 @app.task(name="events.sweep", ignore_result=True, **NO_RETRY)
 def sweep() -> None:
-    """Wake drains where events wait, and send for the grants whose start or end has come."""
+    """Wake drains if entries wait, and settle organisations with grants whose start or end has come."""
     try:
         with database().connection() as connection:
             run_sweep(connection, streams(), ledger(), partial(wake_quietly, app))
@@ -76,15 +76,15 @@ def sweep() -> None:
     bind=True,
     typing=False,
     ignore_result=True,
-    Request="worker.broker.consumer:KeptRequest",
+    Request="worker.broker.consumer:SavedRequest",
     max_retries=5,
     default_retry_delay=1,  # Celery's own is three minutes
 )
 def post(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
     """Add a list of events to the streams, in its order, and wake a drain.
 
-    What is no list of events is added too, whole, and becomes a dead letter. While the streams are
-    away it keeps trying, then gives its message back to the broker.
+    Arguments that are not a list of events are added as one entry, which becomes a dead letter. While the streams are
+    away the task retries, then returns its message to the broker.
     """
     well_formed = len(args) == 1 and isinstance(args[0], list) and not kwargs
     events = args[0] if well_formed else [{"args": args, "kwargs": kwargs}]
@@ -95,27 +95,27 @@ def post(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
                 wake_quietly(app)
         except RedisError as error:
             log.warning("events.post tries again: %s", first_line(error))
-            sleep(POST_AGAIN_S)
+            sleep(POST_RETRY_PAUSE_S)
         else:
             return
     raise Reject("the streams are away", requeue=True)
 
 
-def wake_quietly(celery: Celery, expires_s: float = broker.WAKE_EXPIRES_S) -> None:
-    """Send for a drain; where the broker is away the sweep will do it later."""
+def wake_quietly(celery: Celery, expires_s: float = WAKE_EXPIRES_S) -> None:
+    """Send the message that starts a drain; if the broker is away the sweep will send one later."""
     try:
-        broker.wake(celery, expires_s)
+        wake(celery, expires_s)
     except (OperationalError, RedisError) as error:
         log.warning("No drain could be woken, the sweep will do it: %s", first_line(error))
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, short enough for a log."""
+    """Return an error's type and the first line of its message, for a log."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def refuse_to_start(**_: Any) -> None:
-    """End the process, with one line, where the ledger is not what the environment says."""
+    """End the process, with one line, unless the ledger agrees with the environment."""
     try:
         ledger()
     except UnusableSetup as error:
@@ -124,21 +124,21 @@ def refuse_to_start(**_: Any) -> None:
 
 
 def empty_drains(**_: Any) -> None:
-    """Forget the wakes of the past: ten hours without a worker leave thousands, and each costs 3 ms."""
+    """Delete old messages that wake drains: ten hours without a worker leave thousands, and each costs 3 ms."""
     with app.connection_for_write() as connection, connection.channel() as channel:
-        queue = app.amqp.queues[broker.DRAINS].bind(channel)
+        queue = app.amqp.queues[DRAINS].bind(channel)
         queue.declare()
         queue.purge()
 
 
-def spare_the_collector(**_: Any) -> None:
-    """Keep the garbage collector from going through all that is loaded, several times a batch: a fifth of its time."""
+def freeze_loaded_objects(**_: Any) -> None:
+    """Freeze start-up objects, so that the garbage collector does not rescan them: that took 20 % of a batch's time."""
     gc.freeze()
     gc.set_threshold(20_000)
 
 
 def quieten(**_: Any) -> None:
-    """Keep the coming and going of every drain and sweep, four lines a second, out of the log."""
+    """Keep the start and end of each drain and sweep out of the log: that is four lines a second."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -146,5 +146,5 @@ def quieten(**_: Any) -> None:
 signals.after_setup_logger.connect(quieten, weak=False)
 signals.worker_init.connect(refuse_to_start, weak=False)
 signals.worker_init.connect(empty_drains, weak=False)
-signals.worker_process_init.connect(spare_the_collector, weak=False)
+signals.worker_process_init.connect(freeze_loaded_objects, weak=False)
 signals.beat_init.connect(refuse_to_start, weak=False)

@@ -18,14 +18,14 @@ ORGANISATIONS = 6
 DRAIN = """
 import sys
 from time import monotonic
-from worker import process as connections
-from worker.intake import batch as intake
-with connections.database().connection() as connection:
-    work = intake.Intake(connection, connections.streams(), connections.ledger(), lambda *_: None, lambda: None)
+from worker import process
+from worker.intake import batch, drain
+with process.database().connection() as connection:
+    intake = batch.Intake(connection, process.streams(), process.ledger(), lambda *_: None, lambda: None)
     until = monotonic() + float(sys.argv[1])
     while monotonic() < until:
-        intake.drain(work, min(until, monotonic() + 1))
-connections.database().close()
+        drain.drain(intake, min(until, monotonic() + 1))
+process.database().close()
 """
 
 KILLED_BY_U7 = (

@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 from tests.faults.traffic import Event, Traffic
 from worker.broker import app as broker
 from worker.intake import streams
-from worker.intake.batch import order_of
 from worker.producer import Producer
 
 BATCH = 10
@@ -104,7 +103,7 @@ class StreamDoor(Sender):
         """Add anew, in their order, what was answered and is above its stream's last id: the server lost it."""
         try:
             last = last_ids(self.redis)
-            lost = [(shard, raw) for shard, entry_id, raw in self.kept if order_of(entry_id) > order_of(last[shard])]
+            lost = [(shard, raw) for shard, entry_id, raw in self.kept if streams.order_of(entry_id) > streams.order_of(last[shard])]
             if lost:
                 with self.redis.pipeline(transaction=True) as pipeline:
                     streams.queue(pipeline, lost)

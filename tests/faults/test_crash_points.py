@@ -17,20 +17,20 @@ from worker.producer import Producer
 DIES_AT = """
 import os, signal, sys
 from time import monotonic
-from worker import process as connections
-from worker.intake import batch as intake
+from worker import process
+from worker.intake import batch, drain
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-show = connections.show
-if sys.argv[1] == "show":
-    show = die
+publish = process.publish
+if sys.argv[1] == "publish":
+    publish = die
 else:
-    setattr(intake, sys.argv[1], die)
-with connections.database().connection() as connection:
-    work = intake.Intake(connection, connections.streams(), connections.ledger(), show, lambda: None)
-    intake.drain(work, monotonic() + 10)
+    setattr(batch, sys.argv[1], die)
+with process.database().connection() as connection:
+    intake = batch.Intake(connection, process.streams(), process.ledger(), publish, lambda: None)
+    drain.drain(intake, monotonic() + 10)
 """
 SHOWN_WITHIN_S = 5
 
@@ -45,7 +45,7 @@ def secret(connection):
     "moment",
     [
         pytest.param("move_offsets", id="1-before-the-commit"),
-        pytest.param("show", id="2-after-the-commit-before-the-feeds"),
+        pytest.param("publish", id="2-after-the-commit-before-the-feeds"),
         pytest.param("finish", id="3-after-the-feeds-before-the-delete"),
     ],
 )

@@ -13,7 +13,7 @@ def test_an_event_that_is_twice_in_a_batch_is_no_conflict_when_the_batch_is_read
 ):
     """The long form found it: the known credits of a usage were summed once for each time that the batch named it."""
     send(client, *TWICE, *TWICE)
-    killed = processes.start("drain", "-c", DIES_AT, "show")
+    killed = processes.start("drain", "-c", DIES_AT, "publish")
     assert killed.wait(timeout=20) == -signal.SIGKILL
     assert waiting() == 2 * len(TWICE)
     processes.worker()

@@ -9,9 +9,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.schema import check_ledger
-from worker.intake import batch as intake
-from worker.intake import poison as suspects
-from worker.intake.batch import Intake, Outcome, drain, drain_all, take_batch
+from worker.intake import batch, poison
+from worker.intake.batch import Intake, Outcome, take_batch
+from worker.intake.drain import drain, drain_all, leave
 from worker.intake.poison import key_of
 from worker.intake.streams import AWAKE, add, add_once, connect, place, shard_of, stream_of
 from worker.settings import WorkerSettings
@@ -104,7 +104,7 @@ def test_what_was_posted_is_shown_then_deleted(work, streams):
 
 def test_only_what_was_read_is_deleted_though_a_wipe_gave_newer_events_lower_ids(work, streams):
     send(streams, usage("u1"))
-    work.show = lambda connection, posted, repeated: wipe_and_add(streams)
+    work.publish = lambda connection, posted, repeated: wipe_and_add(streams)
     take_batch(work, [SHARD])
     assert [entry for entry, _ in streams.xrange(STREAM)] == [b"0-1"]
 
@@ -128,7 +128,7 @@ def test_what_another_drain_has_just_posted_is_left_to_it(work, make_work, strea
 
 def test_what_a_dead_drain_has_posted_is_taken_after_a_second_and_its_feeds_are_dropped(work, make_work, streams):
     send(streams, usage("u1"))
-    work.show = die
+    work.publish = die
     with pytest.raises(DeathError):
         drain_all(work)
     other = make_work()
@@ -181,7 +181,7 @@ def test_a_shard_that_another_drain_holds_makes_this_one_surplus_and_silent(work
     streams.set(AWAKE, "somebody")
     other = make_work()
     with work.connection.transaction():
-        intake.lock_offsets(work, [SHARD])
+        batch.lock_offsets(work, [SHARD])
         drain(other, until=monotonic() + 5)
     assert streams.get(AWAKE) == b"somebody"
     assert (other.wakes, other.shown, length(streams)) == ([], [], 1)
@@ -189,7 +189,7 @@ def test_a_shard_that_another_drain_holds_makes_this_one_surplus_and_silent(work
 
 def test_a_drain_that_meets_only_leftovers_waits_out_its_life_without_spinning(work, make_work, streams):
     send(streams, usage("u1"))
-    work.show = die
+    work.publish = die
     with pytest.raises(DeathError):
         drain_all(work)
     work.connection.execute("UPDATE stream_offsets SET moved_at = moved_at + interval '0.4 seconds'")
@@ -206,11 +206,11 @@ def test_a_leaving_drain_gives_up_its_key_and_wakes_a_successor_only_if_somethin
     assert refs(work) == ["u1"]
     assert streams.get(AWAKE) is None
     assert work.wakes == []
-    work.show = lambda connection, posted, repeated: send(streams, usage("u3", OTHER))
+    work.publish = lambda connection, posted, repeated: send(streams, usage("u3", OTHER))
     send(streams, usage("u2"))
     streams.set(AWAKE, work.name)
     take_batch(work, [SHARD])
-    intake.leave(work, range(8))
+    leave(work, range(8))
     assert work.wakes == [1]
     assert streams.get(AWAKE) == b"successor"
 
@@ -219,7 +219,7 @@ def test_a_leaving_drain_leaves_the_key_of_another(work, streams):
     streams.set(AWAKE, "another")
     send(streams, usage("u1"))
     streams.set(AWAKE, "another")
-    intake.leave(work, range(8))
+    leave(work, range(8))
     assert streams.get(AWAKE) == b"another"
     assert work.wakes == []
 
@@ -235,14 +235,14 @@ def test_under_a_backlog_a_batch_takes_one_shard_and_leaves_the_others_to_other_
     send(streams, *[usage(f"u{i}", org_id) for org_id in (first, second) for i in range(600)])
     other = make_work()
     with work.connection.transaction():
-        leases = intake.lease(work, intake.look(work, list(range(8))))
+        leases = batch.lease(work, batch.find_waiting(work, list(range(8))))
         assert len(leases) == 1
         assert take_batch(other, [SHARD, shard_of(OTHER, 8)]) is Outcome.POSTED
     assert len(refs(work)) == 600
 
 
 def test_a_batch_takes_no_more_of_a_shard_than_its_bound(work, streams, monkeypatch):
-    monkeypatch.setattr(suspects, "BATCH", 3)
+    monkeypatch.setattr(poison, "BATCH_MAX", 3)
     send(streams, *[usage(f"u{i}") for i in range(5)])
     assert take_batch(work, [SHARD]) is Outcome.POSTED
     assert refs(work) == ["u0", "u1", "u2"]
@@ -341,7 +341,7 @@ def test_a_grant_that_the_database_refuses_is_buried_alone_too(work, streams):
 
 def test_a_drain_that_cannot_show_what_it_posted_counts_as_no_death(work, streams):
     send(streams, usage("u"))
-    work.show = die
+    work.publish = die
     for _ in range(5):
         age_offsets(work, "2 seconds")
         with pytest.raises(DeathError):
@@ -426,8 +426,8 @@ def test_a_full_redis_is_still_drained(work, streams, redis_url):
 
 def test_redis_away_while_a_batch_is_read_leaves_everything_as_it_was(work, streams):
     send(streams, usage("u"))
-    known = intake.look(work, [SHARD])
+    [waiting] = batch.find_waiting(work, [SHARD])
     work.streams = connect("redis://127.0.0.1:1")
     with pytest.raises(RedisAway), work.connection.transaction():
-        intake.read(work, intake.lease(work, known), known)
+        batch.read(work, batch.lease(work, [waiting]), {SHARD: waiting})
     assert (refs(work), length(streams)) == ([], 1)

@@ -8,9 +8,10 @@ import pytest
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from worker.intake import sweep as sweeping
-from worker.intake.batch import Intake, drain_all
+from worker.intake.batch import Intake
+from worker.intake.drain import drain_all
 from worker.intake.streams import AWAKE, add, connect, place, shard_of, stream_of
-from worker.intake.sweep import HELPER_EXPIRES_S, SETTLES, UNANSWERED, sweep
+from worker.intake.sweep import HELPER_EXPIRES_S, SETTLES, UNANSWERED_MAX, sweep
 from worker.settings import WorkerSettings
 
 
@@ -121,15 +122,15 @@ def test_an_unanswered_settle_is_sent_again_after_ten_seconds_only(connection, s
 
 
 def test_a_shard_is_sent_a_bounded_number_of_unanswered_settles(connection, streams, drained, swept):
-    crowded = [org_id for org_id in (f"org_{i}" for i in range(20000)) if shard_of(org_id, 8) == 3][: UNANSWERED + 50]
+    crowded = [org_id for org_id in (f"org_{i}" for i in range(20000)) if shard_of(org_id, 8) == 3][: UNANSWERED_MAX + 50]
     make_due(connection, streams, drained, crowded)
     swept()
     swept()
-    assert len(waiting(streams)) == UNANSWERED
+    assert len(waiting(streams)) == UNANSWERED_MAX
     drained()
     swept()
     drained()
-    assert kinds(connection).count("expire") == UNANSWERED + 50
+    assert kinds(connection).count("expire") == UNANSWERED_MAX + 50
 
 
 def test_events_that_nobody_was_woken_for_are_found(streams, swept):

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.broker.consumer import LastingConsumer
+from worker.broker.consumer import DurableConsumer
 
 
 class Message:
@@ -16,7 +16,7 @@ class Message:
 
 
 def settle(message: Message) -> None:
-    consumer = object.__new__(LastingConsumer)
+    consumer = object.__new__(DurableConsumer)
     consumer.hub = SimpleNamespace(call_soon=lambda settle: settle())
     consumer.call_soon_ack(message.ack_log_error)
 

@@ -1,0 +1,1 @@
+"""Celery's wiring: the app and its consumer."""

@@ -1,7 +1,7 @@
-"""How do Celery's messages travel?
+"""How are Celery's queues and messages configured?
 
-Needs the core dependencies alone: producers send wakes with it. Every setting has its reason, found
-by trying Celery 5.7 on Redis and RabbitMQ.
+Needs only the core dependencies, because producers send wakes with it. Every setting has its reason, found by trying
+Celery 5.7 on Redis and RabbitMQ.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ WAKE_EXPIRES_S = 60
 
 
 def make_app(broker_url: str) -> Celery:
-    """Return a Celery app for a Redis or RabbitMQ broker; it connects when it is first used."""
+    """Return a Celery app for a Redis or RabbitMQ broker; it connects on first use."""
     app = Celery("usage-feeds")
     rabbit = broker_url.startswith(("amqp", "pyamqp"))
     app.conf.update(
         broker_url=broker_url.replace("unix://", "redis+socket://", 1),
-        # A queue of their own for drains and sweeps: no backlog of `events.post` delays them.
+        # Drains and sweeps have their own queue, so that a backlog of `events.post` does not delay them.
         task_queues=[declare(EVENTS, quorum=rabbit), declare(DRAINS, quorum=rabbit)],
         task_default_queue=EVENTS,
         task_default_exchange=EVENTS,
@@ -30,19 +30,19 @@ def make_app(broker_url: str) -> Celery:
         task_serializer="json",
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        # What a killed process had taken is delivered again, a bounded number of times.
+        # A message that a killed process had taken is redelivered, a bounded number of times.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_retry_on_worker_lost=True,
-        # What no task can take is kept as a dead letter. The worker alone imports it.
-        worker_consumer="worker.broker.consumer:LastingConsumer",
+        # Stores a message that no task can take as a dead letter. Only the worker imports it.
+        worker_consumer="worker.broker.consumer:DurableConsumer",
         task_time_limit=60,
         task_soft_time_limit=45,
-        worker_prefetch_multiplier=1,  # no hoarding
-        worker_cancel_long_running_tasks_on_connection_loss=True,  # one live copy
-        worker_soft_shutdown_timeout=50,  # what runs is finished before a cold kill
+        worker_prefetch_multiplier=1,  # no process holds messages that others could run
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # else a redelivered message runs twice at once
+        worker_soft_shutdown_timeout=50,  # running tasks end before a cold shutdown
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # never give up
+        broker_connection_max_retries=None,  # retry for ever
         broker_heartbeat=30,
         task_publish_retry_policy={"max_retries": 5, "interval_start": 0, "interval_step": 0.5, "interval_max": 2},
         broker_transport_options={"confirm_publish": True} if rabbit else REDIS_TRANSPORT,
@@ -54,12 +54,12 @@ def make_app(broker_url: str) -> Celery:
 
 
 REDIS_TRANSPORT: dict[str, Any] = {
-    # The shortest of all workers on a broker wins; far above the time limit.
+    # Far above the time limit. If workers differ, the shortest on a broker wins.
     "visibility_timeout": 300,
-    # Unacknowledged messages are looked for every 5 s; by default it takes over a minute.
+    # Unacknowledged messages are looked for every 5 s; with kombu's defaults it takes over a minute.
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
-    # Half-open sockets.
+    # These detect half-open sockets.
     "health_check_interval": 10,
     "socket_timeout": 15,
     "socket_connect_timeout": 5,
@@ -70,11 +70,11 @@ REDIS_TRANSPORT: dict[str, Any] = {
 
 
 def declare(name: str, *, quorum: bool) -> Queue:
-    """Return a queue; on RabbitMQ one that survives the loss of a node."""
+    """Return a queue; on RabbitMQ a quorum queue, which survives the loss of a node."""
     arguments = {"x-queue-type": "quorum"} if quorum else None
     return Queue(name, Exchange(name, type="direct"), routing_key=name, queue_arguments=arguments)
 
 
 def wake(app: Celery, expires_s: float = WAKE_EXPIRES_S) -> None:
-    """Send for a drain. Raises kombu's OperationalError where the broker is away: the sweep will do it later."""
+    """Send the message that starts a drain. Raises kombu's OperationalError if the broker is away."""
     app.send_task("events.drain", queue=DRAINS, routing_key=DRAINS, expires=expires_s)

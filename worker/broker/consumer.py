@@ -1,8 +1,8 @@
-"""How does a Celery worker take messages, whatever they hold and whenever its broker goes away?
+"""How does a Celery worker survive messages that no task can take, and a broker that goes away?
 
-Celery logs what no task can take and lets it go: an unknown task, a pickle, bytes that are no JSON, a message that
-kills or outlasts its process. Here its body is added to the streams first, where it becomes a dead letter like
-anything that is no event.
+Celery logs and deletes a message that no task can take: an unknown task, a pickle, bytes that are not JSON, a message
+that kills its process or exceeds the time limit. Here its body is added to the streams first, where it becomes a dead
+letter like anything else that is not an event.
 """
 
 import hashlib
@@ -22,40 +22,40 @@ from worker.process import streams
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 1.0
+RETRY_PAUSE_S = 1.0
 
 
-def keep(message: Any) -> bool:
-    """Add a message's body to the streams, cut right behind the limit; False where they are away.
+def save(message: Any) -> bool:
+    """Add a message's body to the streams, cut just behind the size limit; returns False if they are away.
 
-    Whoever sent an event as the whole body has it posted. A message that comes twice is kept once.
+    If the whole body is an event it is posted. A message that is delivered twice is saved once.
     """
     body = message.body
     raw = body.encode(errors="surrogateescape") if isinstance(body, str) else bytes(body or b"")
     try:
         add_once(streams(), [(0, raw[: EVENT_BYTES + 1])], f"poison:{hashlib.sha256(raw).hexdigest()}")
     except RedisError as error:
-        log.warning("A message that no task can take could not be kept yet, it comes again: %s", type(error).__name__)
-        sleep(AGAIN_S)
+        log.warning("A message that no task can take could not be saved yet; it will be redelivered: %s", type(error).__name__)
+        sleep(RETRY_PAUSE_S)
         return False
     log.warning("A message that no task can take becomes a dead letter.")
     return True
 
 
 def has_lost_its_connection(settle: Any) -> bool:
-    """Tell whether a method of a message belongs to a connection that was given up: its transport has no client."""
+    """Tell whether a method of a message belongs to a connection that was closed: its transport has no client."""
     transport = getattr(getattr(getattr(settle, "__self__", None), "channel", None), "connection", None)
     return transport is not None and getattr(transport, "client", transport) is None
 
 
-class LastingConsumer(Consumer):
-    """Celery's consumer, with a memory for what it cannot take, and alive after a broken connection."""
+class DurableConsumer(Consumer):
+    """Celery's consumer. It saves messages that no task can take, and survives a broken connection."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Let go of a broken connection; the next is made after it.
+        """Close a broken connection; the next one is opened afterwards.
 
-        kombu 5.7 gives back what was unacknowledged twice; the second time, with the transport gone, it ends the worker
-        by an AttributeError. By then the connection is forgotten: a second call only cancels what still runs.
+        kombu 5.7 restores unacknowledged messages twice. The second time the transport is gone, and an AttributeError ends
+        the worker. By then the connection is closed: a second call only cancels the tasks that still run.
         """
         try:
             super().on_connection_error_after_connected(exc)
@@ -65,9 +65,9 @@ class LastingConsumer(Consumer):
             super().on_connection_error_after_connected(exc)
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge a message, or give it back, in the loop's next turn.
+        """Acknowledge or reject a message in the loop's next turn.
 
-        Where its connection has gone meanwhile kombu 5.7 ends the worker by an AttributeError; the message comes again.
+        If its connection was lost meanwhile, kombu 5.7 ends the worker with an AttributeError. The message is redelivered.
         """
 
         def settle(*args: Any, **kwargs: Any) -> Any:
@@ -76,60 +76,60 @@ class LastingConsumer(Consumer):
             except AttributeError:
                 if not has_lost_its_connection(p):
                     raise
-                log.warning("A message's connection is gone: it comes again.")
+                log.warning("A message's connection is lost; the message will be redelivered.")
                 return None
 
         return super().call_soon_ack(settle, *args, **kwargs)  # type: ignore[misc]  # newer than its stubs
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Keep what cannot be decoded."""
-        if keep(message):
+        """Save a message that cannot be decoded."""
+        if save(message):
             super().on_decode_error(message, exc)
         else:
             message.requeue()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Keep what is not of Celery's form."""
-        if keep(message):
+        """Save a message that is not in Celery's form."""
+        if save(message):
             super().on_unknown_message(body, message)
         else:
             message.requeue()
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Keep what names a task that we do not have."""
-        if keep(message):
+        """Save a message for a task that does not exist."""
+        if save(message):
             super().on_unknown_task(body, message, exc)
         else:
             message.requeue()
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Keep what names a task and lacks something that every message has."""
-        if keep(message):
+        """Save a message that names a task but lacks a part that every message has."""
+        if save(message):
             super().on_invalid_task(body, message, exc)
         else:
             message.requeue()
 
 
-class KeptRequest(Request):
-    """A message for `events.post`, kept where its task failed for good."""
+class SavedRequest(Request):
+    """A message for `events.post`, saved if its task fails for good."""
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Keep it, unless it will come again."""
-        if self.fails_for_good(exc_info.exception) and not keep(self.message):
+        """Save the message, unless it will be redelivered."""
+        if self.fails_for_good(exc_info.exception) and not save(self.message):
             self.reject(requeue=True)
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001
-        """Keep what was killed for taking too long."""
-        if not soft and not keep(self.message):
+        """Save a message whose process was killed because it exceeded the hard time limit."""
+        if not soft and not save(self.message):
             self.reject(requeue=True)
             return
         super().on_timeout(soft, timeout)
 
     def fails_for_good(self, error: BaseException) -> bool:
-        """Tell whether Celery is about to let the message go: not while a lost process is made good for."""
-        error = getattr(error, "exc", error)  # billiard wraps what a pool process raised
+        """Tell whether Celery will delete the message: not while it still retries after a lost process."""
+        error = getattr(error, "exc", error)  # billiard wraps the error of a pool process
         if isinstance(error, WorkerLostError | SystemExit):
             return bool((self.message.headers.get("retries") or 0) >= (self.task.max_retries or 0))
         return isinstance(error, Exception) and not isinstance(error, Reject | Ignore | Retry)

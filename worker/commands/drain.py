@@ -4,19 +4,20 @@ import click
 
 from worker.commands.output import count, json_option, print_json
 from worker.commands.servers import open_ledger, open_streams
-from worker.intake.batch import Intake, drain_all
-from worker.process import show
+from worker.intake.batch import Intake
+from worker.intake.drain import drain_all
+from worker.process import publish
 
 
 @click.command()
 @json_option
 def drain(*, as_json: bool) -> None:
-    """Post what waits in the streams, show it, and return once nothing waits.
+    """Post what waits in the streams, publish it, and return when nothing waits.
 
-    Needs neither Celery nor its broker: the way out when Redis is full.
+    Needs neither Celery nor its broker, so it works when Redis is full.
     """
     with open_ledger() as (connection, ledger), open_streams() as streams:
-        intake = Intake(connection, streams, ledger, show, lambda: None)
+        intake = Intake(connection, streams, ledger, publish, lambda: None)
         drain_all(intake)
     if as_json:
         print_json({"posted": intake.posted - intake.buried, "buried": intake.buried})

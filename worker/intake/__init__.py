@@ -1,0 +1,1 @@
+"""From the streams to a posted and published batch."""

@@ -1,82 +1,105 @@
-"""How do events come from the streams into the ledger?
+"""How is one batch taken from the streams: leased, read, posted, published and deleted?
 
-A shard is leased by its offset's row lock, read from its start, posted, shown, and only then
-deleted: wherever a process dies, the next drain finds what is left, and the refs make it a repeat.
+A shard is leased by the row lock on its offset, read from its start, posted, published, and only then deleted. If a
+process dies at any point, the next drain finds what is left, and the refs make it a repeat that posts nothing.
 """
 
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from psycopg import Connection
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import EventRefused
-from worker.intake import counters as counts
-from worker.intake import poison as suspects
-from worker.intake.poison import Suspicion, read_suspicion
-from worker.intake.streams import AWAKE, AWAKE_MS, stream_of
-from worker.ledger.entries import Entry, Refusal, bury
+from worker.intake import counters, poison
+from worker.intake.poison import State, Suspicion, read_suspicion
+from worker.intake.read_entries import parse_entries, queue_read
+from worker.intake.streams import AWAKE, AWAKE_MS, order_of, stream_of
+from worker.ledger.dead_letters import bury
+from worker.ledger.entries import Entry, Refusal
 from worker.ledger.write import Posted, post_entries
 
 SQL = load_queries(__file__)
-LOOK_AGAIN_S = 0.02
 ENOUGH = 500
 """How many entries make a batch worth its commit: shards are added until there are as many."""
 
-
-Show = Callable[[Connection[Any], Posted, bool], None]
+Publish = Callable[[Connection[Any], Posted, bool], None]
 
 
 class EventKills(EventRefused):
-    """Posting it ended the process, again and again. Look at it before it is replayed."""
+    """Posting it ended the process again and again. Examine it before it is replayed."""
 
 
 class Outcome(Enum):
-    """What became of one look at the streams."""
+    """How the attempt to take a batch ended."""
 
     POSTED = auto()
+    """A batch was posted."""
     LEFTOVERS = auto()
+    """The shards hold only entries that another drain has just posted and will delete."""
     SURPLUS = auto()
+    """Other drains hold all shards in which entries wait."""
+
+
+class WaitingShard(NamedTuple):
+    """A shard in which entries wait: how many, and what is known of its deaths."""
+
+    shard: int
+    length: int
+    suspicion: Suspicion
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many of its entries the next batch takes."""
+        return min(self.length, self.suspicion.batch_size)
 
 
 class Lease(NamedTuple):
-    """A shard that is ours until the transaction ends. `fresh`: its offset moved within a second."""
+    """A shard that is ours until the transaction ends. `is_fresh`: its offset moved within the last second."""
 
     shard: int
     last_entry_id: str
-    fresh: bool
+    is_fresh: bool
 
 
-class Taken(NamedTuple):
-    """What a shard gives to a batch. `repeated`: it begins at or below the offset."""
+class ShardBatch(NamedTuple):
+    """What one shard gives to a batch. `is_repeat`: it begins at or below the offset, so it was posted before."""
 
     shard: int
     entries: list[Entry]
-    before: Suspicion
-    repeated: bool
+    suspicion: Suspicion
+    is_repeat: bool
 
 
 @dataclass(slots=True)
 class Intake:
     """What a drain works with.
 
-    `show` puts what was posted into the feeds; the flag says that feeds of the batch's
-    organisations may lack earlier lines and are to be dropped. `wake` sends for a successor.
+    Args:
+        connection: To Postgres, in no transaction.
+        streams: The streams' Redis.
+        ledger: The facts of the ledger.
+        publish: Puts posted movements into the cached feeds. Its last argument is true if the batch was posted before:
+            then the feeds of its organisations may lack movements and are dropped.
+        wake: Requests a successor.
+        name: The value of the awake key while this drain holds it.
+        seen: The id up to which each shard was read, by shard.
+        posted: How many entries this drain has taken, buried ones included.
+        buried: How many of them became dead letters.
     """
 
     connection: Connection[Any]
     streams: Redis
     ledger: Ledger
-    show: Show
+    publish: Publish
     wake: Callable[[], None]
     name: bytes = field(default_factory=lambda: secrets.token_hex(8).encode())
     seen: dict[int, str] = field(default_factory=dict)
@@ -84,205 +107,147 @@ class Intake:
     buried: int = 0
 
 
-def drain(intake: Intake, until: float) -> None:
-    """Post what waits in the streams, and show it, until `until` on the monotonic clock.
+def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
+    """Post one batch from those of these shards that no other drain holds; publish it; delete it.
 
-    Where others hold all that waits, it leaves at once. Raises psycopg.Error and
-    redis.RedisError: nothing is lost, the next drain goes on.
+    Raises psycopg.Error and redis.RedisError: nothing is lost, the next drain takes the same entries.
     """
-    shards = usable_shards(intake)
-    while (left_s := until - monotonic()) > 0:
-        waiting = wait(intake, shards, left_s)
-        outcome = take_batch(intake, waiting) if waiting else None
-        if outcome is Outcome.SURPLUS:
-            return
-        if outcome is Outcome.LEFTOVERS:
-            sleep(LOOK_AGAIN_S)
-    leave(intake, shards)
-    counts.add_pending(intake.streams)
-
-
-def drain_all(intake: Intake) -> None:
-    """Post what waits in the streams until nothing does; what others have just posted is left to them."""
-    shards = usable_shards(intake)
-    while waiting := [shard for shard, length in lengths(intake, shards).items() if length]:
-        if take_batch(intake, waiting) is not Outcome.POSTED:
-            wait(intake, shards, 0.1)
-    counts.add_pending(intake.streams)
-
-
-def usable_shards(intake: Intake) -> list[int]:
-    """Return the shards whose key is a stream, or nothing yet; `verify` reports the others."""
-    shards = range(intake.ledger.event_shards)
-    with intake.streams.pipeline(transaction=False) as pipeline:
-        for shard in shards:
-            pipeline.type(stream_of(shard))
-        types = pipeline.execute()
-    return [shard for shard, type_ in zip(shards, types, strict=True) if type_ in {b"stream", b"none"}]
-
-
-def lengths(intake: Intake, shards: Iterable[int]) -> dict[int, int]:
-    """Return how many entries each shard holds."""
-    asked = list(shards)
-    with intake.streams.pipeline(transaction=False) as pipeline:
-        for shard in asked:
-            pipeline.xlen(stream_of(shard))
-        return dict(zip(asked, pipeline.execute(), strict=True))
-
-
-def wait(intake: Intake, shards: Iterable[int], left_s: float) -> list[int]:
-    """Wait until a shard holds an entry that was not seen yet; return those shards.
-
-    From the ids last seen: else what another drain has posted, and not yet deleted, makes this one spin.
-    """
-    by_key = {stream_of(shard).encode(): shard for shard in shards}
-    ids: dict[Any, Any] = {key: intake.seen.get(shard, "0-0") for key, shard in by_key.items()}
-    found: Any = intake.streams.xread(ids, count=1, block=max(1, int(left_s * 1000)))
-    return [by_key[key] for key, _ in found or []]
-
-
-def take_batch(intake: Intake, waiting: list[int]) -> Outcome:
-    """Post one batch from those waiting shards that nobody else holds; show it; delete it."""
-    known = look(intake, waiting)
-    taken: list[Taken] = []
+    waiting = {shard.shard: shard for shard in find_waiting(intake, shards)}
+    leased: list[WaitingShard] = []
     try:
         with intake.connection.transaction():
-            leases = lease(intake, known)
+            leases = lease(intake, list(waiting.values()))
+            leased = [waiting[lease.shard] for lease in leases]
             if not leases:
                 return Outcome.SURPLUS
-            taken = read(intake, leases, known)
-            if not taken:
+            batch = read(intake, leases, waiting)
+            if not batch:
                 return Outcome.LEFTOVERS
-            posted = post(intake, taken)
-            move_offsets(intake, taken)
-        intake.show(intake.connection, posted, any(part.repeated for part in taken))
-        finish(intake, taken)
+            posted = post(intake, batch)
+            move_offsets(intake, batch)
+        intake.publish(intake.connection, posted, any(part.is_repeat for part in batch))
+        finish(intake, batch)
     except BaseException:
-        take_back(intake, taken)
+        note_failure(intake, leased)
         raise
-    counts.note_batch(posted)
-    intake.posted += sum(len(part.entries) for part in taken)
+    counters.note_batch(posted)
+    intake.posted += sum(len(part.entries) for part in batch)
     intake.buried += len(posted.refusals)
     return Outcome.POSTED
 
 
-def look(intake: Intake, waiting: list[int]) -> dict[int, tuple[int, Suspicion]]:
-    """Return, in random order, how many entries the shards hold, and whom they suspect."""
-    order = random.sample(waiting, len(waiting))
+def find_waiting(intake: Intake, shards: Sequence[int]) -> list[WaitingShard]:
+    """Return those of these shards in which entries wait, in random order, so that a busy shard does not starve others."""
+    order = random.sample(shards, len(shards))
     with intake.streams.pipeline(transaction=False) as pipeline:
         for shard in order:
             pipeline.xlen(stream_of(shard))
-            pipeline.hgetall(suspects.key_of(shard))
-        answers = pipeline.execute(raise_on_error=False)
-    pairs = zip(order, answers[::2], answers[1::2], strict=True)
-    return {shard: (length, read_suspicion(fields)) for shard, length, fields in pairs if is_waiting(length)}
+            pipeline.hgetall(poison.key_of(shard))
+        replies = pipeline.execute(raise_on_error=False)
+    pairs = zip(order, replies[::2], replies[1::2], strict=True)
+    return [
+        WaitingShard(shard, length, read_suspicion(fields))
+        for shard, length, fields in pairs
+        if isinstance(length, int) and length  # an error reply: the key is not a stream
+    ]
 
 
-def is_waiting(length: object) -> bool:
-    """Tell whether a shard answered that it holds something: not zero, and not an error."""
-    return isinstance(length, int) and length > 0
+def lease(intake: Intake, waiting: Sequence[WaitingShard]) -> list[Lease]:
+    """Lease the shards of one batch; none if other drains hold them all."""
+    groups = group_shards(waiting)
+    for group in random.sample(groups, len(groups)):
+        if leases := lock_offsets(intake, group):
+            return leases
+    return []
 
 
-def lease(intake: Intake, known: dict[int, tuple[int, Suspicion]]) -> list[Lease]:
-    """Lease as many shards as a batch needs: all when it is quiet, one when there is a backlog."""
+def group_shards(waiting: Sequence[WaitingShard]) -> list[list[int]]:
+    """Return groups of shards that are each worth a batch: one group of all when it is quiet, several in a backlog.
+
+    A shard with a death is a group of its own: the death of a batch is charged to all of its shards, and only the entry at
+    fault may be buried.
+    """
+    groups = [[shard.shard] for shard in waiting if shard.suspicion.state is not State.CALM]
     group: list[int] = []
     entries = 0
-    for shard, (length, before) in known.items():
-        group.append(shard)
-        entries += min(length, before.batch)
-        if entries >= ENOUGH:
-            if leases := lock_offsets(intake, group):
-                return leases
-            group, entries = [], 0
-    return lock_offsets(intake, group) if group else []
+    for shard in waiting:
+        if shard.suspicion.state is State.CALM:
+            group.append(shard.shard)
+            entries += shard.batch_size
+            if entries >= ENOUGH:
+                groups.append(group)
+                group, entries = [], 0
+    return [*groups, group] if group else groups
 
 
 def lock_offsets(intake: Intake, shards: list[int]) -> list[Lease]:
     """Lock the offsets of those shards that no other drain holds."""
-    return [Lease(*row) for row in intake.connection.execute(SQL["lock_offsets"], {"shards": shards})]
+    rows = intake.connection.execute(SQL["lock_offsets"], {"shards": shards})
+    return [Lease(shard, last_entry_id, is_fresh) for shard, last_entry_id, is_fresh in rows]
 
 
-def read(intake: Intake, leases: list[Lease], known: dict[int, tuple[int, Suspicion]]) -> list[Taken]:
-    """Read the leased shards from their start, and note that posting begins.
+def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingShard]) -> list[ShardBatch]:
+    """Read the leased shards from their start. A batch counts as begun before it is read: reading may kill the process.
 
-    A shard whose first entry was posted, but not yet deleted, by a drain of this second is left to it.
+    Entries that another drain has posted within the last second are left to it: it has yet to publish and delete them.
     """
-    taken = []
     with intake.streams.pipeline(transaction=False) as pipeline:
-        for part in leases:
-            pipeline.xrange(stream_of(part.shard), count=known[part.shard][1].batch)
-        answers = pipeline.execute()
-        for part, rows in zip(leases, answers, strict=True):
-            if not rows:
-                continue
-            entries = make_entries(part.shard, rows)
-            intake.seen[part.shard] = entries[-1].entry_id
-            repeated = order_of(entries[0].entry_id) <= order_of(part.last_entry_id)
-            if not (repeated and part.fresh):
-                taken.append(Taken(part.shard, entries, known[part.shard][1], repeated))
-                suspects.begin(pipeline, part.shard, known[part.shard][1], len(entries))
+        for shard, *_ in leases:
+            size = waiting[shard].batch_size
+            poison.queue_note(pipeline, shard, waiting[shard].suspicion.start(size))
+            queue_read(pipeline, shard, size)
         pipeline.set(AWAKE, intake.name, px=AWAKE_MS)
-        pipeline.execute(raise_on_error=False)  # a full Redis refuses both, and must still be drained
-    return taken
+        # A full Redis refuses the notes and the awake key, and must still be drained.
+        replies = pipeline.execute(raise_on_error=False)
+        batch, left = [], []
+        for lease, reply in zip(leases, replies[1::2], strict=False):
+            suspicion = waiting[lease.shard].suspicion
+            entries = parse_entries(lease.shard, reply)
+            if entries:
+                intake.seen[lease.shard] = entries[-1].entry_id
+            is_repeat = bool(entries) and order_of(entries[0].entry_id) <= order_of(lease.last_entry_id)
+            if not entries or (is_repeat and lease.is_fresh):
+                left.append((lease.shard, suspicion))
+            else:
+                batch.append(ShardBatch(lease.shard, entries, suspicion, is_repeat))
+        if left:
+            for shard, suspicion in left:
+                poison.queue_note(pipeline, shard, suspicion)
+            pipeline.execute(raise_on_error=False)
+    return batch
 
 
-def make_entries(shard: int, rows: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
-    """Return entries as Redis gave them; one without the field `event` is empty, and buried as such."""
-    stream = stream_of(shard)
-    return [Entry(stream, entry_id.decode(), fields.get(b"event", b"")) for entry_id, fields in rows]
-
-
-def order_of(entry_id: str) -> tuple[int, int]:
-    """Return what Redis orders entries by."""
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence or 0)
-
-
-def post(intake: Intake, taken: list[Taken]) -> Posted:
-    """Post what was taken; an entry that keeps killing its process is buried instead."""
-    guilty = [part.entries[0] for part in taken if part.before.guilty]
-    refusals = [Refusal(entry, EventKills("posting it ended the process three times")) for entry in guilty]
+def post(intake: Intake, batch: Sequence[ShardBatch]) -> Posted:
+    """Post the entries of a batch; bury an entry that is condemned for killing its process."""
+    condemned = [part.entries[0] for part in batch if part.suspicion.state is State.CONDEMNED]
+    refusals = [Refusal(entry, EventKills("posting it ended the process three times")) for entry in condemned]
     if refusals:
         bury(intake.connection, refusals)
-    innocent = [entry for part in taken if not part.before.guilty for entry in part.entries]
-    posted = post_entries(intake.connection, intake.ledger, innocent)
+    others = [entry for part in batch if part.suspicion.state is not State.CONDEMNED for entry in part.entries]
+    posted = post_entries(intake.connection, intake.ledger, others)
     posted.refusals += refusals
     return posted
 
 
-def take_back(intake: Intake, taken: list[Taken]) -> None:
-    """Note that a batch failed, but did not die."""
+def note_failure(intake: Intake, leased: Sequence[WaitingShard]) -> None:
+    """Note that a batch failed without a death."""
     with intake.streams.pipeline(transaction=False) as pipeline:
-        for part in taken:
-            suspects.end(pipeline, part.shard, part.before)
-        try:
+        for shard in leased:
+            poison.queue_note(pipeline, shard.shard, shard.suspicion)
+        with suppress(RedisError):  # it stays counted as a death; three of those only make smaller batches
             pipeline.execute(raise_on_error=False)
-        except RedisError:
-            return  # counted as a death, and three of those only make smaller batches
 
 
-def move_offsets(intake: Intake, taken: list[Taken]) -> None:
-    """Say how far we have come."""
-    ids = [part.entries[-1].entry_id for part in taken]
-    intake.connection.execute(SQL["move_offsets"], {"shards": [part.shard for part in taken], "last_entry_ids": ids})
+def move_offsets(intake: Intake, batch: Sequence[ShardBatch]) -> None:
+    """Store the id of each shard's last posted entry."""
+    ids = [part.entries[-1].entry_id for part in batch]
+    intake.connection.execute(SQL["move_offsets"], {"shards": [part.shard for part in batch], "last_entry_ids": ids})
 
 
-def finish(intake: Intake, taken: list[Taken]) -> None:
-    """Delete exactly what was read: after a wipe newer events may bear lower ids."""
+def finish(intake: Intake, batch: Sequence[ShardBatch]) -> None:
+    """Delete exactly the entries that were read: after a loss of Redis's data newer events may have lower ids."""
     with intake.streams.pipeline(transaction=False) as pipeline:
-        for part in taken:
+        for part in batch:
             pipeline.xdel(stream_of(part.shard), *[entry.entry_id for entry in part.entries])
-            suspects.end(pipeline, part.shard, part.before.survive(len(part.entries)))
+            poison.queue_note(pipeline, part.shard, part.suspicion.survive(len(part.entries)))
         pipeline.execute()
-
-
-def leave(intake: Intake, shards: list[int]) -> None:
-    """Give up the awake key if it is ours, look once more, and wake a successor if anything waits."""
-    holder = intake.streams.get(AWAKE)
-    if holder not in {None, intake.name}:
-        return  # another drain is at work, or a wake is on its way
-    intake.streams.delete(AWAKE)
-    if any(lengths(intake, shards).values()):
-        with suppress(ResponseError):  # a full Redis refuses it
-            intake.streams.set(AWAKE, "successor", nx=True, px=AWAKE_MS)
-        intake.wake()

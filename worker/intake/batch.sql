@@ -3,13 +3,13 @@
 SELECT
     shard,
     last_entry_id,
-    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS fresh
+    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS is_fresh
 FROM stream_offsets
 WHERE shard = ANY(%(shards)s)
 FOR UPDATE SKIP LOCKED;
 
 -- name: move_offsets
--- How far the shards' drain has come: a hint for the next one, never proof of posting.
+-- The last entry that was posted of each shard: a hint for the next drain, never proof of posting.
 UPDATE stream_offsets AS o
 SET last_entry_id = n.last_entry_id, moved_at = clock_timestamp()
 FROM unnest(%(shards)s::integer[], %(last_entry_ids)s::text[]) AS n (shard, last_entry_id)

@@ -1,7 +1,7 @@
-"""What have the processes of the write side done since the streams' Redis began?
+"""What have the processes of the write side counted since the streams' Redis was started?
 
-Counted in the process, and added to one hash in Redis when a drain ends: Celery's pool processes have no port to be
-scraped at, and come and go. A killed process takes a second's counts with it: these are for graphs, not for books.
+Each process counts, and adds its counts to one hash in Redis when a drain ends: Celery's pool processes have no port for
+Prometheus, and come and go. A killed process loses the counts of a second: they are for graphs, not for accounting.
 """
 
 import re
@@ -20,40 +20,40 @@ COUNTS = "events:counts"
 TYPE = re.compile(rb'"type"\s*:\s*"(usage|grant|revoke|settle)"')
 
 VERIFIED = "events:verified"
-"""When `verify` last went through the whole ledger, in seconds of Redis's clock, and how many differences it found."""
+"""When `verify` last checked the whole ledger, in seconds of Redis's clock, and how many differences it found."""
 
 pending = Counter[str]()
-"""What is not yet in Redis: a metric's name and the values of its labels, with blanks between."""
+"""Counts that are not in Redis yet, by a metric's name and the values of its labels, separated by blanks."""
 
 
 def note_batch(posted: Posted) -> None:
-    """Count a batch that was posted: its events by type and outcome, its lines by kind, and how often it was split."""
+    """Count a posted batch: its events by type and outcome, its movements by kind, and how often it was split."""
     for type_, number in posted.types.items():
         pending[f"events {type_} posted"] += number
     for refusal in posted.refusals:
         pending[f"events {type_of(refusal.entry.raw)} {refusal.reason.code}"] += 1
-    for kind, number in Counter(line.kind for lines in posted.movements.values() for line in lines).items():
+    for kind, number in Counter(movement.kind for movements in posted.movements.values() for movement in movements).items():
         pending[f"movements {kind}"] += number
     pending["batches"] += 1
     pending["batch_splits"] += posted.splits
 
 
-def note_published(shown: Published) -> None:
-    """Count what came of showing a batch, in organisations; `given_up` in batches."""
-    pending["shown appended"] += shown.appended
-    pending["shown dropped"] += shown.dropped
-    pending["shown refused"] += shown.refused
-    pending["shown given_up"] += shown.epoch_renewed
+def note_published(published: Published) -> None:
+    """Count the organisations whose feeds a batch changed; `given_up` counts batches. (`shown` is the metric's name.)"""
+    pending["shown appended"] += published.appended
+    pending["shown dropped"] += published.dropped
+    pending["shown refused"] += published.refused
+    pending["shown given_up"] += published.epoch_renewed
 
 
 def type_of(raw: bytes) -> str:
-    """Return the type of a refused event as its bytes say it: perhaps nothing could be parsed."""
+    """Return the type of a refused event, found in its bytes: perhaps they could not be parsed."""
     found = TYPE.search(raw)
     return found[1].decode() if found else "unknown"
 
 
-def add_pending(streams: Redis) -> None:
-    """Add what was counted to Redis; kept for the next time where it has no room or is away."""
+def flush(streams: Redis) -> None:
+    """Add the pending counts to Redis. They stay pending if it is full or away."""
     changed = {name: number for name, number in pending.items() if number}
     if not changed:
         return
@@ -68,14 +68,14 @@ def add_pending(streams: Redis) -> None:
 
 
 def note_verified(streams: Redis, differences: int) -> None:
-    """Note that the whole ledger was verified, for the alert on it; a Redis that has no room is let be."""
+    """Note that the whole ledger was verified, for the alert. Does nothing if Redis is full or away."""
     with suppress(RedisError):
         clock: Any = streams.time()
         streams.hset(VERIFIED, mapping={"at": clock[0], "differences": differences})
 
 
 def read_counts(fields: Mapping[bytes, bytes]) -> dict[str, dict[tuple[str, ...], int]]:
-    """Return what the hash holds: by metric, by the values of its labels."""
+    """Return the counts of the hash, by metric and by the values of its labels."""
     counts: dict[str, dict[tuple[str, ...], int]] = {}
     for field, number in fields.items():
         name, *labels = field.decode(errors="replace").split(" ")

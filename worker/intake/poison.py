@@ -1,26 +1,40 @@
 """Which entry kills the process that posts it?
 
-A shard's hash in Redis counts the batches that began and never ended. After three such deaths in a
-row the batch that died is searched by halves; an entry that stands alone and has killed three
-times more is buried.
+A hash in Redis counts, for each shard, the batches in a row that began and never ended. A death is charged to every shard
+of the batch, so a shard with a death is posted in batches of its own until one of them ends. After three deaths the batch
+is halved until one entry is left. An entry that is left and has killed three more times is buried unposted.
 """
 
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from redis.client import Pipeline
 
-BATCH = 2000
-"""How many entries a shard gives to a batch at most. Against 500, a backlog spread over 1,000 organisations takes a
+BATCH_MAX = 2000
+"""How many entries of one shard a batch takes at most. Against 500, a backlog spread over 1,000 organisations takes a
 third less CPU: each organisation is locked, read and written once for several events."""
 DEATHS_TOLERATED = 3
+
+
+class State(Enum):
+    """How much a shard is suspected to hold an entry that kills."""
+
+    CALM = auto()
+    """The last batch has ended."""
+    SUSPECTED = auto()
+    """The last batch or two died, perhaps because of an entry of another shard, or of a killed worker."""
+    SEARCHING = auto()
+    """Three batches died: the next ones are halved."""
+    CONDEMNED = auto()
+    """The shard's first entry died alone three times: it is buried unposted."""
 
 
 class Suspicion(NamedTuple):
     """What is known of a shard's deaths.
 
-    `deaths`: batches in a row that began and never ended. `size`: how many entries from the
-    stream's start are suspected. `alone`: how often a lone entry has died.
+    `deaths`: batches in a row that began and never ended. `size`: how many entries from the stream's start are
+    suspected. `alone`: how often the first entry has died as the only one of its batch.
     """
 
     deaths: int = 0
@@ -28,14 +42,23 @@ class Suspicion(NamedTuple):
     alone: int = 0
 
     @property
-    def batch(self) -> int:
-        """How many entries the next batch may take."""
-        return BATCH if self.deaths < DEATHS_TOLERATED else max(1, self.size // 2)
+    def state(self) -> State:
+        """Return how much the shard is suspected."""
+        if self.alone >= DEATHS_TOLERATED:
+            return State.CONDEMNED
+        if self.deaths >= DEATHS_TOLERATED:
+            return State.SEARCHING
+        return State.SUSPECTED if self.deaths else State.CALM
 
     @property
-    def guilty(self) -> bool:
-        """Whether the shard's first entry is to be buried unposted."""
-        return self.alone >= DEATHS_TOLERATED
+    def batch_size(self) -> int:
+        """Return how many entries the next batch may take."""
+        return BATCH_MAX if self.deaths < DEATHS_TOLERATED else max(1, self.size // 2)
+
+    def start(self, size: int) -> "Suspicion":
+        """Return what is known while a batch of `size` entries is under way: a death, until the batch has ended."""
+        is_alone = size == 1 and self.deaths >= DEATHS_TOLERATED
+        return Suspicion(self.deaths + 1, size, self.alone + 1 if is_alone else 0)
 
     def survive(self, size: int) -> "Suspicion":
         """Return what is known after a batch of `size` entries has ended well."""
@@ -49,28 +72,17 @@ def key_of(shard: int) -> str:
 
 
 def read_suspicion(fields: object) -> Suspicion:
-    """Return what a shard's hash says; what cannot be read says nothing."""
+    """Return the suspicion that a shard's hash holds; none if it cannot be read."""
     if not isinstance(fields, Mapping):
         return Suspicion()
     known = {name.decode(): int(value) for name, value in fields.items()}
     return Suspicion(**{name: known.get(name, 0) for name in Suspicion._fields})
 
 
-def begin(pipeline: Pipeline, shard: int, before: Suspicion, size: int) -> None:
-    """Note that a batch of `size` entries is about to be posted: a death, until `end` takes it back."""
-    alone = before.alone + 1 if size == 1 and before.deaths >= DEATHS_TOLERATED else 0
-    write(pipeline, shard, Suspicion(before.deaths + 1, size, alone))
-
-
-def end(pipeline: Pipeline, shard: int, after: Suspicion) -> None:
-    """Take the death back."""
-    if after == Suspicion():
+def queue_note(pipeline: Pipeline, shard: int, suspicion: Suspicion) -> None:
+    """Queue one command that stores a shard's suspicion."""
+    if suspicion == Suspicion():
         pipeline.delete(key_of(shard))
     else:
-        write(pipeline, shard, after)
-
-
-def write(pipeline: Pipeline, shard: int, suspects: Suspicion) -> None:
-    """Put a shard's hash."""
-    fields: dict[Any, Any] = suspects._asdict()
-    pipeline.hset(key_of(shard), mapping=fields)
+        fields: dict[Any, Any] = suspicion._asdict()
+        pipeline.hset(key_of(shard), mapping=fields)

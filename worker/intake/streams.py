@@ -1,6 +1,6 @@
-"""How are events added to the streams, and who is told?
+"""How are events added to the streams, and how is a drain woken?
 
-Needs the core dependencies alone: this is what producers run.
+Producers run this, so it needs only the core dependencies.
 """
 
 import json
@@ -17,8 +17,8 @@ from worker.events import EVENT_BYTES
 
 AWAKE = "events:awake"
 AWAKE_MS = 2000
-"""For how long a drain, or a wake on its way to one, is taken to be alive."""
-REMEMBERED_S = 24 * 3600
+"""How long the awake key lasts: a drain, or the message that wakes one, is assumed to be on its way."""
+DELIVERY_REMEMBERED_S = 24 * 3600
 
 
 def shard_of(org_id: str, event_shards: int) -> int:
@@ -27,15 +27,26 @@ def shard_of(org_id: str, event_shards: int) -> int:
 
 
 def stream_of(shard: int) -> str:
-    """Return the key of a shard's stream; the braces are part of it."""
+    """Return the key of a shard's stream; the braces are part of the key."""
     return f"events:{{{shard}}}"
 
 
-def place(event: object, event_shards: int) -> tuple[int, bytes]:
-    """Return the shard and the bytes of an event given as decoded JSON, whatever it is.
+def order_of(entry_id: str) -> tuple[int, int]:
+    """Return what Redis orders entries by: milliseconds, then a sequence number."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
-    What is no event goes the same way and is buried when it is read. What is too large is cut
-    right behind the limit: still too large.
+
+def milliseconds_of(entry_id: str) -> int:
+    """Return when an entry was added, in milliseconds of Redis's clock."""
+    return order_of(entry_id)[0]
+
+
+def place(event: object, event_shards: int) -> tuple[int, bytes]:
+    """Return the shard and the bytes of an event that is given as decoded JSON.
+
+    Something that is not an event is placed too, and buried when it is posted. An event over the size limit is cut just
+    behind the limit: it is still too large.
     """
     org_id = event.get("org_id") if isinstance(event, dict) else None
     shard = shard_of(org_id, event_shards) if isinstance(org_id, str) else 0
@@ -43,7 +54,7 @@ def place(event: object, event_shards: int) -> tuple[int, bytes]:
 
 
 def connect(url: str, **options: Any) -> Redis:
-    """Open the streams' Redis: short time-outs, and no silent second try of what may have been done."""
+    """Open the streams' Redis: with short time-outs, and without silent retries of what may have been done already."""
     return Redis.from_url(
         url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0), protocol=2, **options
     )
@@ -52,9 +63,8 @@ def connect(url: str, **options: Any) -> Redis:
 def add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:
     """Add events to their shards' streams in this order, all or none, in one round trip.
 
-    Returns whether nobody was known to be awake: then a drain is to be woken. Raises
-    redis.RedisError: nothing was added or, where only the answer was lost, everything; adding the
-    same events again is harmless.
+    Returns whether a drain must be woken, because none is known to be awake. Raises redis.RedisError: then nothing was
+    added or, if only the reply was lost, everything. It is harmless to add the same events again.
     """
     with streams.pipeline(transaction=True) as pipeline:
         queue(pipeline, placed)
@@ -62,9 +72,9 @@ def add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:
 
 
 def add_once(streams: Redis, placed: Sequence[tuple[int, bytes]], delivery: str) -> bool:
-    """Add the events of one delivery as `add` does, but do nothing where a repeat of it comes within a day.
+    """Add the events of one delivery as `add` does, unless the same delivery was added within a day.
 
-    A repeat would be harmless for refs, not for a revoke that came before its grant.
+    Refs make a repeat harmless, but not for a revoke that was added before its grant.
     """
     key = f"events:post:{delivery}"
 
@@ -73,14 +83,14 @@ def add_once(streams: Redis, placed: Sequence[tuple[int, bytes]], delivery: str)
         pipeline.multi()
         if not done:
             queue(pipeline, placed)
-            pipeline.set(key, 1, ex=REMEMBERED_S)
+            pipeline.set(key, 1, ex=DELIVERY_REMEMBERED_S)
 
-    answers = streams.transaction(queue_unless_done, key)
-    return bool(answers and answers[-2])
+    replies = streams.transaction(queue_unless_done, key)
+    return bool(replies and replies[-2])
 
 
 def queue(pipeline: Pipeline, placed: Sequence[tuple[int, bytes]]) -> None:
-    """Queue the adding of events, and the claim to be the one who wakes a drain."""
+    """Queue the commands that add events and then claim the awake key."""
     for shard, raw in placed:
         pipeline.xadd(stream_of(shard), {"event": raw})
     pipeline.set(AWAKE, "producer", nx=True, px=AWAKE_MS)

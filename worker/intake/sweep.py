@@ -1,8 +1,7 @@
-"""What does the passing of time ask for?
+"""What becomes due as time passes?
 
-Once a second: drains where events wait, and `settle` events for grants whose start or end has come.
-Time is another producer: what it adds takes the same path. Two sweeps at once, or one an hour late,
-are harmless.
+Once a second a sweep wakes drains if entries wait, and adds `settle` events for grants whose start or end has come. Time
+is another producer: what it adds takes the same path. Two sweeps at once, or one that is an hour late, are harmless.
 """
 
 import json
@@ -16,27 +15,31 @@ from redis import Redis
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.intake.batch import ENOUGH, order_of
-from worker.intake.streams import AWAKE, add, shard_of, stream_of
+from worker.intake.backlog import read_backlogs
+from worker.intake.batch import ENOUGH
+from worker.intake.streams import AWAKE, add, shard_of
 
 SQL = load_queries(__file__)
 
 SETTLES = "events:settles"
 """A hash of the organisations that were sent a `settle`, and when, in seconds of Redis's clock."""
 SWEPT = "events:swept"
-"""When a sweep last came to its end, in seconds of Redis's clock."""
-UNANSWERED = 500
+"""When a sweep last ended, in seconds of Redis's clock."""
+UNANSWERED_MAX = 500
 """How many unanswered settles a shard may have."""
-ASK_AGAIN_S = 10
+SEND_AGAIN_S = 10
 STUCK_S = 1
 HELPER_EXPIRES_S = 2
-"""A drain that no free process has begun by then would help nobody."""
+"""When the message that wakes a helping drain expires: no process was free, so there is nothing to help with."""
 
 Wake = Callable[..., None]
 
 
 def sweep(connection: Connection[Any], streams: Redis, ledger: Ledger, wake: Wake) -> None:
-    """Wake drains where events wait, and send for what is due."""
+    """Wake drains if entries wait, and send a `settle` to organisations with due grants.
+
+    `wake` sends for a drain; its optional argument is when that message expires, in seconds.
+    """
     wake_drains(streams, ledger.event_shards, wake)
     if settle_due(connection, streams, ledger):
         wake()
@@ -44,43 +47,33 @@ def sweep(connection: Connection[Any], streams: Redis, ledger: Ledger, wake: Wak
 
 
 def wake_drains(streams: Redis, event_shards: int, wake: Wake) -> None:
-    """Wake a drain where events wait and nobody is awake, and helpers while there is a backlog.
+    """Wake a drain if entries wait and none is awake, and helping drains while there is a backlog.
 
-    The key that says so is not believed once the oldest event is over a second old: whoever set
-    it may have died before the wake was sent.
+    The awake key is ignored once the first entry is over a second old: the process that set it may have died before
+    it sent the message.
     """
-    with streams.pipeline(transaction=False) as pipeline:
-        pipeline.exists(AWAKE)
-        for shard in range(event_shards):
-            pipeline.xlen(stream_of(shard))
-            pipeline.xrange(stream_of(shard), count=1)
-        awake, *answers = pipeline.execute(raise_on_error=False)
-    waiting = [(length, first) for length, first in zip(answers[::2], answers[1::2], strict=True) if is_waiting(first)]
+    is_awake = streams.exists(AWAKE)
+    waiting = [backlog for backlog in read_backlogs(streams, range(event_shards)) if backlog.length]
     if not waiting:
         return
-    oldest_ms = min(order_of(first[0][0].decode())[0] for _, first in waiting)
-    if not awake:
+    now = now_s(streams)
+    if not is_awake:
         wake()
-    elif now_s(streams) - oldest_ms / 1000 > STUCK_S:
+    elif max(backlog.age_s(now) for backlog in waiting) > STUCK_S:
         wake(HELPER_EXPIRES_S)
-    for _ in range(min(len(waiting) - 1, sum(length for length, _ in waiting) // ENOUGH)):
+    for _ in range(min(len(waiting) - 1, sum(backlog.length for backlog in waiting) // ENOUGH)):
         wake(HELPER_EXPIRES_S)
-
-
-def is_waiting(first: object) -> bool:
-    """Tell whether a shard answered with an entry: not with nothing, and not with an error."""
-    return isinstance(first, list) and bool(first)
 
 
 def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> bool:
-    """Add a `settle` for organisations that are due, a bounded number at a time; tell whether to wake a drain.
+    """Add a `settle` for due organisations, a bounded number at a time; returns whether a drain must be woken.
 
-    An organisation that stays due was asked and has not been posted yet: it is asked again after a while.
+    An organisation that stays due has a `settle` that is not posted yet: another one is added after a while.
     """
     due = find_due(connection, ledger)
-    asked = {org_id.decode(): float(at) for org_id, at in hash_of(streams).items()}
+    sent = {org_id.decode(): float(sent_at) for org_id, sent_at in read_settles(streams).items()}
     now = now_s(streams)
-    unanswered = {org_id: asked[org_id] for org_id in due if org_id in asked and 0 <= now - asked[org_id] < ASK_AGAIN_S}
+    unanswered = {org_id: sent[org_id] for org_id in due if org_id in sent and 0 <= now - sent[org_id] < SEND_AGAIN_S}
     chosen = choose(due, unanswered, ledger.event_shards)
     with streams.pipeline(transaction=True) as pipeline:
         pipeline.delete(SETTLES)
@@ -95,8 +88,8 @@ def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> b
 
 
 def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
-    """Return organisations with due grants, longest due first: as many as may be asked at once."""
-    parameters = {"most": UNANSWERED * ledger.event_shards, "grace": timedelta(seconds=ledger.expiry_grace_s)}
+    """Return organisations with due grants, longest due first: as many as may have an unanswered settle."""
+    parameters = {"most": UNANSWERED_MAX * ledger.event_shards, "grace": timedelta(seconds=ledger.expiry_grace_s)}
     with connection.transaction(), connection.pipeline():
         connection.execute(SQL["bound_search"])
         due = connection.execute(SQL["find_due"], parameters)
@@ -104,24 +97,24 @@ def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
 
 
 def choose(due: Sequence[str], unanswered: dict[str, float], event_shards: int) -> list[str]:
-    """Return whom to ask now: no shard has more than its bound of unanswered settles."""
+    """Return the organisations to settle now, so that no shard gets more than its bound of unanswered settles."""
     load = Counter(shard_of(org_id, event_shards) for org_id in unanswered)
     chosen = []
     for org_id in due:
         shard = shard_of(org_id, event_shards)
-        if org_id not in unanswered and load[shard] < UNANSWERED:
+        if org_id not in unanswered and load[shard] < UNANSWERED_MAX:
             load[shard] += 1
             chosen.append(org_id)
     return chosen
 
 
-def hash_of(streams: Redis) -> dict[bytes, bytes]:
-    """Return whom we asked, and when."""
+def read_settles(streams: Redis) -> dict[bytes, bytes]:
+    """Return the organisations that were sent a `settle`, and when."""
     fields: Any = streams.hgetall(SETTLES)
     return dict(fields)
 
 
 def now_s(streams: Redis) -> float:
-    """Return Redis's clock, in seconds: the one that gives entries their ids."""
-    answer: Any = streams.time()
-    return float(answer[0] + answer[1] / 1e6)
+    """Return the time of Redis's clock, in seconds: the clock that gives entries their ids."""
+    time: Any = streams.time()
+    return float(time[0] + time[1] / 1e6)

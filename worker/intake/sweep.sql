@@ -1,9 +1,9 @@
 -- name: bound_search
--- For this transaction: a sweep comes every second, so a slow one may be given up.
+-- Time limits for this transaction: a sweep runs every second, so a slow one may be given up.
 SELECT set_config('statement_timeout', '10s', true), set_config('lock_timeout', '1s', true);
 
 -- name: find_due
--- Organisations with a grant whose start or end has come, longest due first; each side is one range of its index.
+-- Organisations with a grant whose start or end has come, longest due first. Each side reads one range of its index.
 SELECT o.org_id
 FROM (
     (
