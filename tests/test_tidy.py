@@ -1,4 +1,4 @@
-"""Is the code where design.md and style.md want it: imports, sizes, names, words?"""
+"""Does the code keep its shape: the order of the rooms, pure modules, sizes, names and texts?"""
 
 import ast
 import json
@@ -25,6 +25,27 @@ STANDARD_LIBRARY_OF_VALUES = {
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid6", "uuid7", "open", "getenv", "input", "print"}
 CORE = {"celery", "redis", "pydantic"}
 """What producers have installed, with what these need."""
+LAYERS = (
+    {"worker.__main__"},
+    {"worker.commands"},
+    {"worker.local"},
+    {"worker.tasks", "worker.producer"},
+    {"worker.broker"},
+    {"worker.process"},
+    {"worker.audit", "worker.metrics", "worker.migrations"},
+    {"worker.intake"},
+    {"worker.ledger"},
+    {"worker.events", "worker.settings"},
+    {"feeds.endpoint"},
+    {"feeds.read_through"},
+    {"feeds.cached"},
+    {"feeds.store"},
+    {"feeds.cursor", "feeds.keys", "feeds.postgres", "feeds.schema"},
+    {"feeds.page", "feeds.settings"},
+    {"feeds.movement", "feeds.state"},
+    {"feeds.background", "feeds.bounded_map", "feeds.counters", "feeds.identifiers", "feeds.queries", "feeds.single_flight"},
+)
+"""The rooms and modules from the top down: each may import only from its own room and from layers below its own."""
 LINES_OF_A_MODULE = 300
 LINES_OF_A_FUNCTION = 45
 HISTORIES = 32
@@ -82,6 +103,29 @@ def is_module(name: str) -> bool:
     """Tell whether a dotted name is a module of ours."""
     path = CHECKOUT.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def layer_of(module: str) -> tuple[int, str]:
+    """Return the number of a module's layer and the name of its room."""
+    [found] = {
+        (number, room) for number, rooms in enumerate(LAYERS) for room in rooms if f"{module}.".startswith(f"{room}.")
+    }
+    return found
+
+
+def test_imports_point_down_the_layers_only():
+    upward = []
+    for path in MODULES:
+        module = module_of(path)
+        if module in PACKAGES:
+            continue
+        layer, room = layer_of(module)
+        for name in imports(parse(path)):
+            if name.split(".")[0] in PACKAGES and name not in PACKAGES and is_module(name):
+                other_layer, other_room = layer_of(name)
+                if other_room != room and other_layer <= layer:
+                    upward.append(f"{module} imports {name}")
+    assert upward == []
 
 
 def test_feeds_imports_neither_worker_nor_celery():

@@ -1,4 +1,4 @@
-"""Fault 27: what comes through Celery's queue and is no task of ours, before a real worker."""
+"""Faults 27, 35, 43 and 44: messages and entries that no task can take, or that kill the process that takes them."""
 
 import base64
 import json
@@ -7,8 +7,10 @@ import uuid
 
 import pytest
 
-from tests.faults.asks import usage
+from tests.faults.asks import send, usage
 from worker.broker.app import make_app
+from worker.intake.poison import key_of
+from worker.intake.streams import shard_of, stream_of
 
 
 def push(client, body, task="events.post", content_type="application/json", **headers):
@@ -108,3 +110,83 @@ def test_a_message_whose_process_is_always_killed_is_tried_a_bounded_number_of_t
     assert code == "invalid_event"
     assert b"deadly" in raw
     assert worker.poll() is None
+
+
+ORGS = {shard_of(f"org_{number}", 8): f"org_{number}" for number in range(200)}
+"""An organisation for each of the eight shards."""
+
+DIES_POSTING = """
+from worker.intake import batch
+post_entries = batch.post_entries
+
+def post_or_die(connection, ledger, entries, **more):
+    if any(b"deadly" in entry.raw for entry in entries):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return post_entries(connection, ledger, entries, **more)
+
+batch.post_entries = post_or_die
+"""
+
+
+def test_an_event_that_kills_its_process_is_buried_and_the_events_of_the_other_shards_are_posted(
+    processes, changed_worker, client, dead, refs, wait_until
+):
+    events = [usage("deadly" if shard == 3 else f"good_{shard}", org_id) for shard, org_id in ORGS.items()]
+    assert len(events) == 8
+    send(client, *events)  # before any worker: one batch holds all eight
+    worker = changed_worker(DIES_POSTING)
+    processes.schedule()
+    wait_until(lambda: len(dead()) + len(refs()) == 8, within_s=90)
+    assert [(code, b"deadly" in raw) for code, raw in dead()] == [("unpostable", True)]
+    assert sorted(refs()) == sorted(event["usage_ref"] for event in events if event["usage_ref"] != "deadly")
+    assert worker.poll() is None
+
+
+DIES_READING = """
+import os, signal
+from time import monotonic
+from worker import process
+from worker.intake import batch, drain
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+batch.parse_entries = die
+with process.database().connection() as connection:
+    intake = batch.Intake(connection, process.streams(), process.ledger(), process.publish, lambda: None)
+    drain.drain(intake, monotonic() + 10)
+"""
+
+
+def test_a_death_while_the_entries_are_read_is_counted(processes, client):
+    send(client, usage("u1"))
+    killed = processes.start("drain", "-c", DIES_READING)
+    assert killed.wait(timeout=20) == -9
+    assert client.hget(key_of(shard_of("org_a", 8)), "deaths") == b"1"
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from worker.commands import cli
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20, resource.RLIM_INFINITY))
+cli(["drain"])
+"""
+"""A drain that dies if it holds more than a few of the large entries at once."""
+
+
+def test_entries_of_many_megabytes_are_buried_and_their_neighbours_posted_by_a_process_with_little_memory(
+    processes, client, connection, refs
+):
+    stream = stream_of(shard_of("org_a", 8))
+    send(client, usage("before"))
+    large = b"x" * 80_000_000
+    for _ in range(6):
+        client.xadd(stream, {"event": large})
+    send(client, usage("after"))
+    drain = processes.start("drain", "-c", WITH_LITTLE_MEMORY)
+    assert drain.wait(timeout=60) == 0
+    assert refs() == ["before", "after"]
+    found = connection.execute("SELECT code, octet_length(raw), raw_bytes FROM dead_letters").fetchall()
+    assert found == [("too_large", 65_536, len(large))] * 6
+    assert client.xlen(stream) == 0

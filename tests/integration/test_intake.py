@@ -9,7 +9,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.schema import check_ledger
-from worker.intake import batch, poison
+from worker.intake import batch, poison, read_entries
+from worker.intake.backlog import Backlog, read_backlogs
 from worker.intake.batch import Intake, Outcome, take_batch
 from worker.intake.drain import drain, drain_all, leave
 from worker.intake.poison import key_of
@@ -431,3 +432,34 @@ def test_redis_away_while_a_batch_is_read_leaves_everything_as_it_was(work, stre
     with pytest.raises(RedisAway), work.connection.transaction():
         batch.read(work, batch.lease(work, [waiting]), {SHARD: waiting})
     assert (refs(work), length(streams)) == ([], 1)
+
+
+def test_a_batch_ends_after_so_many_bytes_but_holds_one_entry_at_least(work, streams, monkeypatch):
+    monkeypatch.setattr(read_entries, "BYTES_MAX", 250)
+    send(streams, *[usage(f"u{i}") for i in range(5)])  # of 100 bytes each
+    sizes = []
+    work.publish = lambda connection, posted, is_repeat: sizes.append(len(posted.movements["org_a"]))
+    drain_all(work)
+    assert sizes == [3, 2]
+    monkeypatch.setattr(read_entries, "BYTES_MAX", 1)
+    send(streams, usage("u5"), usage("u6"))
+    drain_all(work)
+    assert sizes == [3, 2, 1, 1]
+    assert refs(work) == [f"u{i}" for i in range(7)]
+
+
+def test_more_entries_than_one_step_of_the_script_are_read_in_order(work, streams):
+    send(streams, *[usage(f"u{i}") for i in range(250)])
+    assert take_batch(work, [SHARD]) is Outcome.POSTED
+    assert refs(work) == [f"u{i}" for i in range(250)]
+
+
+def test_the_backlog_of_a_shard_tells_length_and_ids_and_whether_the_key_is_broken(streams):
+    streams.set(stream_of(0), "not a stream")
+    first = streams.xadd(stream_of(1), {"event": "x"}, id="5000-7")
+    last = streams.xadd(stream_of(1), {"event": "y"})
+    broken, filled, empty = read_backlogs(streams, range(3))
+    assert broken == Backlog(0, is_broken=True)
+    assert filled == Backlog(1, 2, first.decode(), last.decode())
+    assert empty == Backlog(2)
+    assert (filled.age_s(65), filled.age_s(1), empty.age_s(65)) == (60, 0, 0)

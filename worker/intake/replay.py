@@ -1,22 +1,24 @@
 """How are dead letters posted again?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psycopg import Connection
+from redis import Redis
 
 from feeds.schema import Ledger
 from worker.events import EventRefused, EventTooLarge
+from worker.intake import counters
 from worker.intake.batch import Publish
 from worker.ledger.dead_letters import DeadLetter, discard_dead_letters, find_dead_letters
 from worker.ledger.entries import Entry
 from worker.ledger.write import post_entries
 
-REPLAYED_AT_ONCE = 500
+BATCH_MAX = 500
 
 
 class Replayed(NamedTuple):
-    """The ids of those that are posted now, and of those that were refused again, each with the reason."""
+    """The ids of the dead letters that are posted now, and of those that were refused again, each with the reason."""
 
     posted: list[int]
     refused: dict[int, EventRefused]
@@ -24,27 +26,38 @@ class Replayed(NamedTuple):
 
 def replay(
     connection: Connection[Any],
+    streams: Redis,
     ledger: Ledger,
     dead_letter_ids: Sequence[int],
     publish: Publish,
 ) -> Replayed:
-    """Post dead letters again, oldest first, as the entries that they were; those posted are dead letters no more.
+    """Post dead letters again as the entries that they were, oldest first; discard those that are posted.
 
-    They are forgotten last: who dies before can do it again, and every ref is posted once. `publish` is
-    told that feeds may lack earlier lines, as those of a first, dead attempt.
+    A dead letter is discarded last: if the process dies before, the replay can be repeated, and every ref is posted once.
+
+    Args:
+        connection: To Postgres, in no transaction.
+        streams: The streams' Redis, which holds the counters.
+        ledger: The facts of the ledger.
+        dead_letter_ids: Which dead letters; ids that do not exist are ignored.
+        publish: Puts movements into the cached feeds. It is told that the batch is a repeat, because the feeds may lack
+            the movements of a first attempt that died.
     """
     outcome = Replayed([], {})
     ordered = sorted(set(dead_letter_ids))
-    for start in range(0, len(ordered), REPLAYED_AT_ONCE):
-        letters = find_dead_letters(connection, ordered[start : start + REPLAYED_AT_ONCE])
-        refused = {letter.dead_letter_id: too_large() for letter in letters if letter.raw_bytes > len(letter.raw)}
+    for start in range(0, len(ordered), BATCH_MAX):
+        letters = find_dead_letters(connection, ordered[start : start + BATCH_MAX])
+        refused = refuse_cut(letters)
         whole = {entry_of(letter): letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused}
         with connection.transaction():
             posted = post_entries(connection, ledger, list(whole), again=True)
         publish(connection, posted, True)
+        counters.note_batch(posted)
         refused |= {whole[refusal.entry]: refusal.reason for refusal in posted.refusals}
+        done = [letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused]
         outcome.refused.update(refused)
-        outcome.posted.extend(discard_dead_letters(connection, unrefused(letters, refused)))
+        outcome.posted.extend(discard_dead_letters(connection, done))
+    counters.flush(streams)
     return outcome
 
 
@@ -53,11 +66,7 @@ def entry_of(letter: DeadLetter) -> Entry:
     return Entry(letter.stream, letter.entry_id, letter.raw)
 
 
-def too_large() -> EventRefused:
-    """Say why an event of which only the beginning was kept cannot be posted."""
-    return EventTooLarge("only its first 64 KiB were kept")
-
-
-def unrefused(letters: Iterable[DeadLetter], refused: dict[int, EventRefused]) -> list[int]:
-    """Return the ids of the others."""
-    return [letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused]
+def refuse_cut(letters: Sequence[DeadLetter]) -> dict[int, EventRefused]:
+    """Return the ids of the dead letters that cannot be posted because only their beginning was kept, with the reason."""
+    reason = EventTooLarge("only its first 64 KiB were kept")
+    return {letter.dead_letter_id: reason for letter in letters if letter.raw_bytes > len(letter.raw)}
