@@ -11,7 +11,7 @@ from feeds.keys import create_key
 from tests.acceptance.relay import Relay
 from tests.acceptance.test_serve import ask
 from tests.integration.endpoint_asks import LINES
-from tests.seed import MIXED, seed, seed_shown
+from tests.seed import MIXED, seed, seed_published
 
 WITHIN_S = 2.0
 RECOVERED_WITHIN_S = 5.0
@@ -78,13 +78,13 @@ def test_while_redis_is_away_pages_come_from_postgres_and_when_it_is_back_from_r
     getattr(redis_relay, fail)()
     for number in range(1, 6):
         # The worker reaches Redis, and readers do not: what it holds then must not be served before it is looked at.
-        seed_shown(connection, redis_url, "org_a", MIXED[:2])
+        seed_published(connection, redis_url, "org_a", MIXED[:2])
         assert total(base, secret) == len(LINES) + 2 * number
         assert total(base, secret, PAGE + b"?page=3&limit=7") == len(LINES) + 2 * number
     getattr(redis_relay, mend)()
 
     wait_until(lambda: is_cached(redis_relay, base, secret), within_s=RECOVERED_WITHIN_S)
-    seed_shown(connection, redis_url, "org_a", MIXED[:2])
+    seed_published(connection, redis_url, "org_a", MIXED[:2])
     assert total(base, secret) == len(LINES) + 12
     postgres_relay.shut()
     assert total(base, secret) == len(LINES) + 12
@@ -94,7 +94,7 @@ def test_connections_to_redis_that_are_cut_again_and_again_cost_no_wrong_page(
     base, secret, connection, redis_url, redis_relay
 ):
     for number in range(1, 20):
-        seed_shown(connection, redis_url, "org_a", MIXED[:1])
+        seed_published(connection, redis_url, "org_a", MIXED[:1])
         redis_relay.cut()
         assert total(base, secret) == len(LINES) + number
 
@@ -119,7 +119,7 @@ def test_while_postgres_is_away_cached_pages_are_served_and_the_rest_fails_in_ti
 
     wait_until(lambda: answer(base, secret, UNCACHED % 9)[0] == 200, within_s=RECOVERED_WITHIN_S)
     wait_until(lambda: answer(base, unread)[0] == 200, within_s=RECOVERED_WITHIN_S)
-    seed_shown(connection, redis_url, "org_a", MIXED[:1])
+    seed_published(connection, redis_url, "org_a", MIXED[:1])
     assert total(base, secret) == len(LINES) + 1
 
 
@@ -133,7 +133,7 @@ def test_while_both_are_away_everything_fails_in_time_and_when_both_are_back_all
         status, error = answer(base, secret)
         assert (status, error["code"]) == (500, "credit.usage.failed")
         assert answer(base, None)[0] == 401
-    seed_shown(connection, redis_url, "org_a", MIXED[:1])
+    seed_published(connection, redis_url, "org_a", MIXED[:1])
     postgres_relay.open()
     redis_relay.flow()
 
@@ -150,9 +150,9 @@ def test_a_redis_that_is_wiped_is_filled_again_by_those_who_read(
     assert total(base, secret) == len(LINES)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-        seed_shown(connection, redis_url, "org_a", MIXED[:3])
+        seed_published(connection, redis_url, "org_a", MIXED[:3])
         assert total(base, secret) == len(LINES) + 3
         assert client.keys("feeds:*")
-    seed_shown(connection, redis_url, "org_a", MIXED[:3])
+    seed_published(connection, redis_url, "org_a", MIXED[:3])
     postgres_relay.shut()
     assert total(base, secret) == len(LINES) + 6

@@ -15,7 +15,7 @@ from psycopg import sql
 from feeds.keys import create_key, set_member
 from feeds.movement import format_id
 from tests.acceptance.test_serve import ask, run_command
-from tests.seed import CONSUME_TM, MIXED, seed, seed_shown
+from tests.seed import CONSUME_TM, MIXED, seed, seed_published
 
 WALKED = int(os.environ.get("LINES_TO_WALK", "20000"))
 ARRIVING_PER_S = 200
@@ -36,7 +36,7 @@ def arriving(database_url, redis_url):
     def add():
         with psycopg.connect(database_url, autocommit=True) as connection:
             while not ended.wait(0.05):
-                seed_shown(connection, redis_url, "org_a", MIXED[:5] + MIXED[:5])
+                seed_published(connection, redis_url, "org_a", MIXED[:5] + MIXED[:5])
                 arrived[0] += ARRIVING_PER_S // 20
 
     writer = Thread(target=add)
@@ -124,7 +124,7 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
     assert run_command(environment, "rebuild").returncode == 0
     with psycopg.connect(database_url, autocommit=True) as connection:
         # The ordinals of the lost day are given out anew, and the totals come back to what they were.
-        seed_shown(connection, redis_url, "org_a", MIXED[:5])
+        seed_published(connection, redis_url, "org_a", MIXED[:5])
         expected = connection.execute("SELECT movement_id FROM movements ORDER BY position DESC").fetchall()
     wait_until(lambda: ask(base, secret)[0] == 200, within_s=5)
     for target, etag in zip(asked, etags, strict=True):

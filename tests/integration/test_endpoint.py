@@ -6,7 +6,7 @@ from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import give_up, read_epoch, show
 from feeds.keys import create_key
 from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs
-from tests.seed import MIXED, seed, seed_shown
+from tests.seed import MIXED, seed, seed_published
 
 
 def test_a_page_is_served_as_the_contract_draws_it(client, bearer):
@@ -47,7 +47,7 @@ def test_following_cursors_shows_each_line_of_the_start_once_while_lines_arrive(
         pages = answer.json()["pages"]
         if pages["next_cursor"] is None:
             break
-        seed_shown(seeded, redis_url, "org_a", MIXED[:3])
+        seed_published(seeded, redis_url, "org_a", MIXED[:3])
         answer = client.get(PATH, headers=bearer, params={"cursor": pages["next_cursor"], "limit": 7})
 
     assert shown == [f"ref_{position}" for position in range(len(LINES), 0, -1)]
@@ -59,7 +59,7 @@ def test_following_cursors_shows_each_line_of_the_start_once_while_lines_arrive(
 def test_a_cursor_gives_the_same_page_of_the_same_filters_again(client, bearer, seeded, redis_url):
     answer = client.get(PATH, headers=bearer, params={"kind": "consume", "page": 2, "limit": 9})
     cursor = answer.json()["pages"]["cursor"]
-    seed_shown(seeded, redis_url, "org_a", MIXED * 9)
+    seed_published(seeded, redis_url, "org_a", MIXED * 9)
 
     again = client.get(PATH, headers=bearer, params={"cursor": cursor, "limit": 9})
 
@@ -112,7 +112,7 @@ def test_an_etag_that_still_holds_gives_304_and_a_new_line_gives_200(client, bea
         assert unchanged.headers["cache-control"] == "private, no-cache"
         assert client.head(PATH, headers=bearer | {"If-None-Match": named}).status_code == 304
     assert client.get(PATH, headers=bearer | {"If-None-Match": '"other"'}).status_code == 200
-    seed_shown(seeded, redis_url, "org_a", MIXED[:1])
+    seed_published(seeded, redis_url, "org_a", MIXED[:1])
     changed = client.get(PATH, headers=bearer | {"If-None-Match": etag})
     assert changed.status_code == 200
     assert changed.headers["etag"] != etag

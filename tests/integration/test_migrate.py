@@ -51,7 +51,7 @@ def test_two_ledgers_have_different_secrets(empty, empty_database_url):
     assert len(secrets) == 2
 
 
-def test_migrating_again_changes_nothing(connection):
+def test_a_second_migration_changes_nothing(connection):
     before = check_ledger(connection, WorkerSettings())
 
     assert migrate(connection, WorkerSettings()) == []
@@ -68,7 +68,7 @@ def migrate_before_refs_were_ordered(connection):
         runner.record_facts(cursor, WorkerSettings())
 
 
-def test_a_ledger_with_lines_is_migrated_and_still_knows_its_refs(empty):
+def test_a_ledger_with_movements_still_knows_its_refs_after_a_migration(empty):
     migrate_before_refs_were_ordered(empty)
     *_, known = seed(empty, "org_a", [ALLOT, CONSUME_AI])
 
@@ -81,7 +81,7 @@ def test_a_ledger_with_lines_is_migrated_and_still_knows_its_refs(empty):
     assert [refusal.reason.code for refusal in other.refusals] == ["conflict"]
 
 
-def test_a_migration_lets_a_batch_that_is_under_way_end(empty, empty_database_url):
+def test_a_migration_waits_for_a_batch_under_way_without_a_deadlock(empty, empty_database_url):
     migrate_before_refs_were_ordered(empty)
     seed(empty, "org_a", [ALLOT, CONSUME_AI])
 
@@ -99,13 +99,13 @@ def test_a_migration_lets_a_batch_that_is_under_way_end(empty, empty_database_ur
         assert migrating.result(timeout=30) == VERSIONS[BEFORE_REFS_WERE_ORDERED:]
 
 
-def test_migrating_works_within_a_connection_that_does_not_autocommit(empty_database_url):
+def test_a_migration_works_on_a_connection_without_autocommit(empty_database_url):
     with psycopg.connect(empty_database_url) as connection:
         migrate(connection, WorkerSettings())
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
-def test_four_migrations_at_once_have_one_result(empty_database_url):
+def test_of_four_migrations_at_once_one_applies_everything(empty_database_url):
     together = Barrier(4)
 
     def run(_):
@@ -121,10 +121,10 @@ def test_four_migrations_at_once_have_one_result(empty_database_url):
         check_ledger(connection, WorkerSettings())
 
 
-def test_an_interrupted_migration_leaves_nothing_and_can_be_run_again(empty, monkeypatch):
-    cut_off = list_migrations()[-1]._replace(version="9999", up=b"SELECT pg_terminate_backend(pg_backend_pid())")
+def test_an_interrupted_migration_changes_nothing_and_can_be_repeated(empty, monkeypatch):
+    interrupted = list_migrations()[-1]._replace(version="9999", up=b"SELECT pg_terminate_backend(pg_backend_pid())")
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "list_migrations", lambda: [*list_migrations(), cut_off])
+        patch.setattr(runner, "list_migrations", lambda: [*list_migrations(), interrupted])
         with psycopg.connect(empty.info.dsn) as other, pytest.raises(psycopg.OperationalError):
             migrate(other, WorkerSettings())
 
@@ -132,7 +132,7 @@ def test_an_interrupted_migration_leaves_nothing_and_can_be_run_again(empty, mon
     assert migrate(empty, WorkerSettings()) == VERSIONS
 
 
-def test_a_file_that_was_changed_after_it_was_applied_is_refused(connection, monkeypatch):
+def test_a_migration_whose_file_changed_after_it_was_applied_is_refused(connection, monkeypatch):
     changed = [list_migrations()[0]._replace(checksum=bytes(32)), *list_migrations()[1:]]
     monkeypatch.setattr(runner, "list_migrations", lambda: changed)
 
@@ -140,7 +140,7 @@ def test_a_file_that_was_changed_after_it_was_applied_is_refused(connection, mon
         migrate(connection, WorkerSettings())
 
 
-def test_what_dbmate_applied_is_taken_over_with_its_checksum(empty):
+def test_migrations_that_dbmate_applied_are_accepted_and_get_checksums(empty):
     empty.execute("CREATE TABLE schema_migrations (version varchar(128) PRIMARY KEY)")
     for migration in list_migrations():
         empty.execute(migration.up)
@@ -152,25 +152,25 @@ def test_what_dbmate_applied_is_taken_over_with_its_checksum(empty):
     assert stored == {migration.version: migration.checksum for migration in list_migrations()}
 
 
-def test_every_migration_is_recorded_as_dbmate_would(connection):
+def test_every_migration_is_recorded_as_dbmate_records_it(connection):
     assert connection.execute("SELECT version FROM schema_migrations ORDER BY version").fetchall() == [
         (path.name.split("_")[0],) for path in sorted(Path(runner.__file__).parent.glob("*_*.sql"))
     ]
 
 
-def test_kinds_are_numbered_on_and_keep_their_numbers(connection):
+def test_new_kinds_get_the_next_numbers_and_old_kinds_retain_theirs(connection):
     migrate(connection, WorkerSettings(usage_kinds=("z_usage", "tm_usage", "ai_usage", "b_usage")))
 
     kinds = ("ai_usage", "tm_usage", "z_usage", "b_usage")
     assert check_ledger(connection, WorkerSettings(usage_kinds=kinds)).usage_kinds == kinds
 
 
-def test_a_kind_cannot_be_taken_away(connection):
+def test_a_kind_cannot_be_removed(connection):
     with pytest.raises(ForbiddenChange, match=r"lacks tm_usage, .* set USAGE_KINDS=ai_usage,tm_usage,new_usage\."):
         migrate(connection, WorkerSettings(usage_kinds=("ai_usage", "new_usage")))
 
 
-def test_facts_that_the_environment_does_not_name_stay(empty):
+def test_facts_that_the_environment_does_not_name_do_not_change(empty):
     settings = WorkerSettings(event_shards=3, usage_kinds=("x_usage",), expiry_grace_s=60)
     migrate(empty, settings)
 
@@ -179,14 +179,14 @@ def test_facts_that_the_environment_does_not_name_stay(empty):
     check_ledger(empty, settings)
 
 
-def test_the_grace_may_change(connection):
+def test_the_expiry_grace_can_change(connection):
     migrate(connection, WorkerSettings(expiry_grace_s=3600))
 
     assert check_ledger(connection, WorkerSettings(expiry_grace_s=3600)).expiry_grace_s == 3600
 
 
 @pytest.mark.parametrize("shards", [4, 16])
-def test_the_number_of_shards_may_change_while_the_streams_are_empty(connection, redis_url, shards):
+def test_the_number_of_shards_can_change_while_the_streams_are_empty(connection, redis_url, shards):
     migrate(connection, WorkerSettings(event_shards=shards, redis_url=redis_url))
 
     assert check_ledger(connection, WorkerSettings(event_shards=shards)).event_shards == shards
@@ -203,24 +203,24 @@ def test_the_number_of_shards_cannot_change_while_events_wait(connection, redis_
     check_ledger(connection, WorkerSettings())
 
 
-def test_the_number_of_shards_cannot_change_unseen(connection):
+def test_the_number_of_shards_cannot_change_if_the_streams_cannot_be_checked(connection):
     with pytest.raises(ForbiddenChange, match="set REDIS_URL"):
         migrate(connection, WorkerSettings(event_shards=4))
 
 
-def test_an_empty_database_is_no_ledger(empty):
+def test_a_process_refuses_an_empty_database(empty):
     with pytest.raises(SchemaBehind, match=r"is empty, .* run `usage-feeds migrate`"):
         check_ledger(empty, WorkerSettings())
 
 
-def test_a_schema_that_is_behind_is_refused(connection):
+def test_a_process_refuses_a_schema_that_is_too_old(connection):
     connection.execute("DELETE FROM schema_migrations WHERE version = %s", [SCHEMA_VERSION])
 
     with pytest.raises(SchemaBehind, match=f"is at {VERSIONS[-2]}, .* run `usage-feeds migrate`"):
         check_ledger(connection, WorkerSettings())
 
 
-def test_a_schema_that_is_ahead_is_refused_and_left_alone(connection):
+def test_a_schema_that_is_too_new_is_refused_and_not_migrated(connection):
     connection.execute("INSERT INTO schema_migrations (version) VALUES ('9999')")
 
     with pytest.raises(SchemaAhead, match="is at 9999"):
@@ -237,7 +237,7 @@ def test_a_schema_that_is_ahead_is_refused_and_left_alone(connection):
         ("EXPIRY_GRACE_S is 1 here, but 0 in the ledger: set EXPIRY_GRACE_S=0", {"expiry_grace_s": 1}),
     ],
 )
-def test_a_process_that_was_told_otherwise_is_refused(connection, variable, settings):
+def test_a_process_whose_settings_differ_from_the_ledger_is_refused(connection, variable, settings):
     with pytest.raises(SettingsDiffer, match=variable):
         check_ledger(connection, WorkerSettings(**settings))
 

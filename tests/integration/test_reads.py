@@ -24,7 +24,7 @@ from feeds.store import Store
 from tests.conftest import clear_settings
 from tests.integration.endpoint_asks import LINES, PATH
 from tests.integration.feed_ledger import own_server
-from tests.seed import CONSUME_AI, MIXED, USAGE_KINDS, seed, seed_shown
+from tests.seed import CONSUME_AI, MIXED, USAGE_KINDS, seed, seed_published
 
 NUMBERS = {kind: number for number, kind in enumerate(USAGE_KINDS)}
 CACHED = ["MULTI", "HGET", "LRANGE", "EXEC"]
@@ -135,7 +135,7 @@ async def test_a_redis_that_is_wiped_under_load_costs_few_reads_and_no_wrong_pag
         with psycopg.connect(database_url, autocommit=True) as connection:
             while not ended.is_set():
                 many = rng.randrange(1, 9)
-                seed_shown(connection, redis_url, "org_a", [CONSUME_AI] * many)
+                seed_published(connection, redis_url, "org_a", [CONSUME_AI] * many)
                 shown[0] += many  # whoever reads from now on sees them
 
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -20,7 +20,7 @@ from tests.integration.nested_plans import scans_of
 from tests.integration.test_ledger import post_all
 from tests.seed import MIXED, USAGE_KINDS, seed
 from tests.servers import wait_until
-from worker.migrations.roles import ROLES, make_roles
+from worker.migrations.roles import ROLES, create_roles
 
 NUMBERS = {kind: number for number, kind in enumerate(USAGE_KINDS)}
 WORKER, READER = ROLES
@@ -29,7 +29,7 @@ WORKER, READER = ROLES
 @pytest.fixture
 def owner(database_url):
     with psycopg.connect(database_url, autocommit=True) as connection:
-        make_roles(connection)
+        create_roles(connection)
         for org_id in ("org_a", "org_b"):
             seed(connection, org_id, MIXED * 3)
         yield connection
@@ -78,7 +78,7 @@ def test_making_the_roles_again_and_four_times_at_once_changes_nothing(owner, da
     def run(_):
         with psycopg.connect(database_url, autocommit=True) as connection:
             together.wait(timeout=10)
-            make_roles(connection)
+            create_roles(connection)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))

@@ -26,7 +26,7 @@ def migrate(*, with_roles: bool, as_json: bool) -> None:
     with open_database() as connection:
         applied = runner.migrate(connection, worker_settings())
         if with_roles:
-            roles.make_roles(connection)
+            roles.create_roles(connection)
     if as_json:
         print_json(
             {"schema_version": SCHEMA_VERSION, "applied": applied, "roles": list(roles.ROLES) if with_roles else []}

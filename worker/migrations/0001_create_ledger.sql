@@ -1,6 +1,6 @@
 -- migrate:up
 
--- What is true of the whole ledger. `migrate` writes it, every process compares its settings with it.
+-- The facts of the whole ledger, in one row. `migrate` writes it; every process compares its settings with it.
 CREATE TABLE ledger (
     single boolean PRIMARY KEY DEFAULT true CHECK (single),
     epoch uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -9,13 +9,14 @@ CREATE TABLE ledger (
     cursor_secret bytea NOT NULL CHECK (octet_length(cursor_secret) = 32)
 );
 
--- Usage kinds keep their number for ever: counts and feeds are numbered by it.
+-- The number of a usage kind never changes: the feeds, and the counts of organisations, are numbered by it.
 CREATE TABLE usage_kinds (
     usage_kind text COLLATE "C" PRIMARY KEY CHECK (usage_kind ~ '^[a-z][a-z0-9_]{0,63}$'),
     usage_number smallint NOT NULL UNIQUE CHECK (usage_number >= 0)
 );
 
--- One row a shard: the lease of the drain that posts it, and a hint of how far it has come.
+-- One row a shard. Its row lock is the lease of the drain that posts the shard. `last_entry_id` is a hint: the last
+-- entry of the stream that was posted.
 CREATE TABLE stream_offsets (
     shard integer PRIMARY KEY CHECK (shard >= 0),
     last_entry_id text NOT NULL DEFAULT '0-0',
@@ -23,7 +24,8 @@ CREATE TABLE stream_offsets (
 ) WITH (fillfactor = 50);
 
 -- An organisation's row is the lock under which its ledger is written.
--- `counts` holds the number of movements in each of its feeds, under the feeds' numbers; `last_hash` the newest line's.
+-- `counts` holds the number of movements in each of its feeds, by feed number (the feed with number 0 is element 1).
+-- `last_hash` is the hash of its newest movement.
 CREATE TABLE organisations (
     last_created_at timestamptz NOT NULL DEFAULT 'epoch',
     grants bigint NOT NULL DEFAULT 0 CHECK (grants >= 0),
@@ -33,16 +35,17 @@ CREATE TABLE organisations (
     last_hash bytea CHECK (octet_length(last_hash) = 32)
 ) WITH (fillfactor = 70);
 
--- Half a SHA-256: what stands for a usage's ref in the index, so that every ref takes as little room there.
--- A ref holds no character that `decode` would read as an escape.
+-- The first half of a ref's SHA-256. The index holds it in place of the ref, so that every ref takes 16 bytes there.
+-- `decode` reads a backslash as an escape, but no ref holds one.
 CREATE FUNCTION ref_digest(ref text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT substring(sha256(decode(ref, 'escape')) FROM 1 FOR 16)
 $$;
 
--- The credit ledger. Its columns are ordered so that none needs padding.
--- `kind` is the first letter of allot, consume, overflow, expire or revoke. (An enum's comparison is not leakproof:
--- a view that guards rows could not use its index.) `draws` are `grant_no:credits`, separated by commas.
--- `hash` chains a line to those before it, as worker/ledger/hash_chain.py says and worker/audit/ledger.sql checks.
+-- The credit ledger. The order of the columns avoids padding.
+-- `kind` is the first letter of allot, consume, overflow, expire or revoke. (It is not an enum: an enum's comparison is
+-- not leakproof, so a view that guards rows could not use its index.) `draws` holds `grant_no:credits`, separated by
+-- commas. `hash` chains a movement to those before it: worker/ledger/hash_chain.py defines it, and
+-- worker/audit/ledger.sql checks it.
 CREATE TABLE movements (
     position bigint NOT NULL CHECK (position > 0),
     kind_ordinal bigint NOT NULL CHECK (kind_ordinal > 0),
@@ -67,14 +70,15 @@ CREATE TABLE movements (
     CONSTRAINT consume_lines_have_draws CHECK ((kind = 'c') = (draws IS NOT NULL))
 );
 
--- Pages of these four indexes are filled: an organisation's lines only ever come at its end.
+-- The primary key and the next three indexes fill their pages: an organisation's new movements always come after its
+-- others.
 CREATE UNIQUE INDEX movements_by_kind ON movements (org_no, kind, kind_ordinal) WITH (fillfactor = 100);
 CREATE UNIQUE INDEX movements_by_usage_kind ON movements (org_no, usage_number, usage_ordinal)
 WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
 CREATE UNIQUE INDEX movements_by_kind_and_usage_kind ON movements (org_no, usage_number, kind, kind_usage_ordinal)
 WITH (fillfactor = 100) WHERE usage_number IS NOT NULL;
--- A usage has one consume and one overflow line at most; by this index a known ref is found, and then compared.
--- (NULLS FIRST is an order that no other index has: see `read_usages`.)
+-- A usage has at most one consume and one overflow movement. Posting finds a known ref by this index, then compares the
+-- content. (No other index has the order NULLS FIRST: see `read_usages` in worker/ledger/write.sql.)
 CREATE UNIQUE INDEX movements_by_usage_ref ON movements (org_no, ref_digest(usage_ref), kind NULLS FIRST)
 WHERE usage_number IS NOT NULL;
 
@@ -88,7 +92,7 @@ CREATE TRIGGER movements_are_final
 BEFORE UPDATE OR DELETE OR TRUNCATE ON movements
 FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
--- A grant is pending until its allot line, then open until nothing remains, it expired or it was revoked.
+-- A grant is pending until its allot movement. Then it is open until nothing remains, or it expires, or it is revoked.
 CREATE TABLE grants (
     org_no integer NOT NULL REFERENCES organisations,
     grant_no bigint NOT NULL CHECK (grant_no > 0),
@@ -113,12 +117,12 @@ CREATE TABLE grants (
     CONSTRAINT a_closed_grant_is_empty CHECK (open OR remaining = 0)
 ) WITH (fillfactor = 70);
 
--- `WHERE open`, not `remaining > 0`: a predicate that a draw touches would forbid HOT updates.
+-- `WHERE open`, not `WHERE remaining > 0`: each draw changes `remaining`, so an index on it would prevent HOT updates.
 CREATE INDEX open_grants ON grants (org_no) WHERE open;
 CREATE INDEX grants_to_allot ON grants (effective_at) WHERE open AND allot_position IS NULL;
 CREATE INDEX grants_to_expire ON grants (expires_at) WHERE open AND allot_position IS NOT NULL AND expires_at IS NOT NULL;
 
--- Events that could not be posted, as they came.
+-- Events that could not be posted. `raw` holds the bytes that arrived, up to 64 KiB; `raw_bytes` is their full length.
 CREATE TABLE dead_letters (
     dead_letter_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     stream text NOT NULL,

@@ -1,7 +1,7 @@
 -- migrate:up
 
 -- API keys. The secret is never stored: `digest` is the SHA-256 of the whole key.
--- `rate`: how many requests a second it may make; as many as it likes without one.
+-- `rate` is how many requests a second the key may make; NULL is no limit.
 CREATE TABLE api_keys (
     key_id uuid PRIMARY KEY,
     digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
@@ -16,7 +16,7 @@ CREATE TABLE api_keys (
     CONSTRAINT a_key_is_of_an_organisation_or_a_person CHECK (num_nonnulls(org_id, user_id) = 1)
 );
 
--- Who may act for which organisation, and as what.
+-- The roles of people in organisations.
 CREATE TABLE members (
     org_id text COLLATE "C" NOT NULL REFERENCES organisations (org_id),
     user_id text COLLATE "C" NOT NULL CHECK (user_id ~ '^[A-Za-z0-9_.:@+-]{1,128}$'),

@@ -1,15 +1,17 @@
 -- migrate:up
 
--- Where is a page of an organisation's feed, at the count of this very moment, and which lines does it hold?
+-- Returns a page of an organisation's feed, and the feed's count at the same moment.
 --
--- `of_kind` and `of_usage_number` narrow the feed; `element` is its number + 1, as arrays count from 1. `lines`, `skip`,
--- `ceiling` and `floor` are a `feeds.page.Place`. There is always one row; where the page is empty its line is NULL.
--- STABLE: all that it reads is of the snapshot of the statement that calls it, so count and lines belong together.
+-- `of_kind` and `of_usage_number` select the feed. `element` is the feed's number + 1, because arrays count from 1.
+-- `lines`, `skip`, `ceiling` and `floor` are a `feeds.page.Place`. If the page is empty, one row is returned in which
+-- only epoch and count are set. The function is STABLE: it reads the snapshot of the statement that calls it, so count
+-- and movements are of one moment.
 --
--- A function, because Postgres keeps a function's plans with the connection, whoever uses that next: behind PgBouncer too.
--- Planning was half of a page's time. Each shape has one good plan, a range of one index read backwards; the settings
--- leave no other, whatever the statistics say of a young table. (The bounds are variables: an expression in the scan's own
--- condition is not leakproof on PostgreSQL 15, so under row security no index would bound it.)
+-- It is a function because Postgres caches a function's plans with the connection, also behind PgBouncer, where the
+-- next client uses them too. Planning took half of a page's time. For each kind of feed one plan is good: read a range
+-- of one index backwards. The settings below exclude all others, whatever the statistics of a new table are. (The
+-- bounds are variables because an expression in the scan's condition is not leakproof on PostgreSQL 15: with row-level
+-- security no index would then bound the scan.)
 CREATE FUNCTION read_page(
     of_org_id text, of_kind "char", of_usage_number smallint, element integer,
     lines bigint, skip bigint, ceiling bigint, floor bigint
@@ -29,7 +31,7 @@ DECLARE
     newest bigint;
     below bigint;
 BEGIN
-    SELECT l.epoch, o.org_no, COALESCE(o.counts[element], 0) -- none yet: usage kinds may have been added since
+    SELECT l.epoch, o.org_no, COALESCE(o.counts[element], 0) -- no element yet: the usage kind may be newer than the row
     INTO epoch, of_org_no, count
     FROM ledger AS l
     LEFT JOIN organisations AS o ON o.org_id = of_org_id

@@ -1,4 +1,4 @@
-"""Which roles does a database give its processes, and what may each do?"""
+"""Which database roles do the processes have, and what may each do?"""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ SQL = load_queries(__file__)
 ROLES = ("usage_feeds_worker", "usage_feeds_reader")
 
 
-def make_roles(connection: Connection[Any]) -> None:
-    """Make the roles of worker and reader, with the rights of this version, all or nothing. Safe to repeat.
+def create_roles(connection: Connection[Any]) -> None:
+    """Create the roles of worker and reader, and grant them the rights of this version, in one transaction.
 
-    The schema is up to date. Raises psycopg's InsufficientPrivilege where the server lacks the roles and its
-    user may not create any.
+    The schema must be up to date. It is safe to repeat. Raises psycopg's InsufficientPrivilege if the roles do not
+    exist and the connection's user may not create them.
     """
     with connection.transaction(), connection.cursor() as cursor:
         lock_schema(cursor)
-        cursor.execute(SQL["make_roles"])
-        cursor.execute(SQL["take_rights"])
-        cursor.execute(SQL["give_worker_rights"])
-        cursor.execute(SQL["give_reader_rights"])
-        cursor.execute(SQL["guard_rows"])
+        cursor.execute(SQL["create_roles"])
+        cursor.execute(SQL["revoke_rights"])
+        cursor.execute(SQL["grant_worker_rights"])
+        cursor.execute(SQL["grant_reader_rights"])
+        cursor.execute(SQL["enable_row_security"])

@@ -1,8 +1,8 @@
--- Roles are of the whole server and bear no password: operators grant them to the users that processes log in as.
--- All of this can be repeated: a new table's rights are added here, and come with the next `migrate --roles`.
+-- The roles belong to the whole server and have no password. Operators grant them to the users of the processes.
+-- All statements can be repeated. The rights on a new table are added here; the next `migrate --roles` grants them.
 
--- name: make_roles
--- The worker's role and the reader's, where the server lacks them; another database's `migrate` may be quicker.
+-- name: create_roles
+-- Creates the worker's role and the reader's if they do not exist. The `migrate` of another database may be faster.
 DO $$
 DECLARE
     wanted text;
@@ -20,15 +20,15 @@ BEGIN
 END
 $$;
 
--- name: take_rights
--- What earlier versions granted.
+-- name: revoke_rights
+-- Revokes all that earlier versions granted.
 REVOKE ALL ON
     ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
 FROM usage_feeds_worker, usage_feeds_reader;
 REVOKE ALL ON FUNCTION ref_key, read_page FROM usage_feeds_worker, usage_feeds_reader;
 
--- name: give_worker_rights
--- The worker posts, and runs every command but `migrate`. A movement it can only add.
+-- name: grant_worker_rights
+-- The worker posts, and runs every command except `migrate`. It can add movements, but not change or remove them.
 GRANT SELECT ON
     ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
 TO usage_feeds_worker;
@@ -44,15 +44,15 @@ GRANT INSERT, UPDATE (revoked_at) ON api_keys TO usage_feeds_worker;
 GRANT INSERT, UPDATE (role), DELETE ON members TO usage_feeds_worker;
 GRANT EXECUTE ON FUNCTION ref_key, read_page TO usage_feeds_worker;
 
--- name: give_reader_rights
--- The endpoint reads what its answers are made from, and notes when a key was last used.
+-- name: grant_reader_rights
+-- The endpoint reads what its answers consist of, and records when a key was last used.
 GRANT SELECT ON ledger, usage_kinds, schema_migrations, movements, api_keys, members TO usage_feeds_reader;
 GRANT SELECT (org_no, org_id, counts) ON organisations TO usage_feeds_reader;
 GRANT UPDATE (last_used_at) ON api_keys TO usage_feeds_reader;
 GRANT EXECUTE ON FUNCTION read_page TO usage_feeds_reader;
 
--- name: guard_rows
--- The reader sees the rows of one organisation, the one that its transaction has named; without a name none.
+-- name: enable_row_security
+-- The reader sees only the rows of the organisation that its transaction has named; before that it sees none.
 ALTER TABLE organisations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE movements ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS worker_sees_all ON organisations;

@@ -1,4 +1,4 @@
-"""How does a database come to the schema, and the ledger to its facts?"""
+"""How are the schema and the ledger's facts brought up to date?"""
 
 import hashlib
 import re
@@ -20,19 +20,19 @@ POSTGRES_MINIMUM = 15
 
 
 class OldPostgres(UnusableSetup):
-    """The server is too old. Use a newer one."""
+    """The Postgres server is too old. Use a newer one."""
 
 
 class ChangedMigration(UnusableSetup):
-    """A file was changed after it was applied. Restore it, and write a new one for the change."""
+    """A migration's file was changed after it was applied. Restore it, and put the change into a new migration."""
 
 
 class ForbiddenChange(UnusableSetup):
-    """A fact of the ledger cannot become what the environment says. The message says what must be first."""
+    """A fact of the ledger cannot change to what the environment says. The message says what must be done first."""
 
 
 class Migration(NamedTuple):
-    """One step of the schema. `up` is its SQL."""
+    """One step of the schema; `up` is its SQL."""
 
     version: str
     checksum: bytes
@@ -40,13 +40,15 @@ class Migration(NamedTuple):
 
 
 def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
-    """Bring the schema and the ledger's facts up to date, all or nothing; return the versions applied.
+    """Bring the schema and the ledger's facts up to date in one transaction; return the versions that were applied.
 
-    Safe to repeat, to run twice at once and to interrupt. A fact that the environment does not
-    name stays as the ledger has it. Raises `UnusableSetup`.
+    It is safe to repeat, to run twice at once and to interrupt. A fact that the environment does not name does not
+    change. Raises `UnusableSetup`.
     """
     if connection.info.server_version < POSTGRES_MINIMUM * 10000:
-        raise OldPostgres(f"PostgreSQL {POSTGRES_MINIMUM} or newer is needed, DATABASE_URL leads to an older one.")
+        raise OldPostgres(
+            f"DATABASE_URL leads to a server older than PostgreSQL {POSTGRES_MINIMUM}: use a newer server."
+        )
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         lock_schema(cursor)
         applied = apply_migrations(cursor, list_migrations())
@@ -55,7 +57,7 @@ def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
 
 
 def lock_schema(cursor: Cursor[Any]) -> None:
-    """Wait for whoever else migrates this database, and keep others out until the transaction's end."""
+    """Take the lock that allows one migration of this database at a time; hold it until the transaction ends."""
     cursor.execute(SQL["lock_schema"])
 
 
@@ -65,14 +67,14 @@ def list_migrations(folder: Path = Path(__file__).parent) -> list[Migration]:
 
 
 def read_migration(path: Path) -> Migration:
-    """Return what one file says. The checksum is over the text, whatever its line ends."""
+    """Return the migration in a file. The checksum does not depend on the file's line ends."""
     text = path.read_text(encoding="utf-8")
     up = re.split(r"^-- migrate:down\b", text.split("-- migrate:up", 1)[1], flags=re.MULTILINE)[0]
     return Migration(path.name.split("_")[0], hashlib.sha256(text.encode()).digest(), up.encode())
 
 
 def apply_migrations(cursor: Cursor[Any], migrations: list[Migration]) -> list[str]:
-    """Apply what is missing and return its versions."""
+    """Apply the missing migrations and return their versions."""
     cursor.execute(SQL["create_schema_migrations"])
     checksums = dict(cursor.execute(SQL["read_applied"]).fetchall())
     if checksums and max(checksums) > migrations[-1].version:
@@ -93,7 +95,7 @@ def apply_migrations(cursor: Cursor[Any], migrations: list[Migration]) -> list[s
 
 
 def record_facts(cursor: Cursor[Any], settings: WorkerSettings) -> None:
-    """Write a new ledger's facts, or change those of a ledger that the environment names and that may change."""
+    """Record the facts of a new ledger, or change those facts that the environment names."""
     ledger = read_ledger(cursor)
     if ledger is None:
         facts = {"event_shards": settings.event_shards, "expiry_grace_s": settings.expiry_grace_s}
@@ -106,7 +108,7 @@ def record_facts(cursor: Cursor[Any], settings: WorkerSettings) -> None:
         change_usage_kinds(cursor, ledger, settings.usage_kinds)
     facts = {
         "event_shards": settings.event_shards if "event_shards" in named else ledger.event_shards,
-        # Free to change: every grant still lapses once, at the next settling that finds it due.
+        # May always change: every grant still expires once, at the first settling that finds it due.
         "expiry_grace_s": settings.expiry_grace_s if "expiry_grace_s" in named else ledger.expiry_grace_s,
     }
     if facts["event_shards"] != ledger.event_shards:
@@ -119,37 +121,43 @@ def record_facts(cursor: Cursor[Any], settings: WorkerSettings) -> None:
 
 
 def change_usage_kinds(cursor: Cursor[Any], ledger: Ledger, usage_kinds: tuple[str, ...]) -> None:
-    """Number the kinds that are new. None may be missing: lines bear their numbers for ever."""
+    """Number the new kinds. No kind may be removed, because movements hold the numbers for ever."""
     removed = [kind for kind in ledger.usage_numbers if kind not in usage_kinds]
     if removed:
         raise ForbiddenChange(
-            f"USAGE_KINDS lacks {','.join(removed)}, and kinds may only be added:"
-            f" set USAGE_KINDS={','.join((*ledger.usage_numbers, *added_kinds(ledger, usage_kinds)))}."
+            f"USAGE_KINDS lacks {','.join(removed)}, but kinds can only be added:"
+            f" set USAGE_KINDS={','.join((*ledger.usage_numbers, *new_kinds(ledger, usage_kinds)))}."
         )
-    add_usage_kinds(cursor, added_kinds(ledger, usage_kinds), first_number=len(ledger.usage_numbers))
+    add_usage_kinds(cursor, new_kinds(ledger, usage_kinds), first_number=len(ledger.usage_numbers))
 
 
-def added_kinds(ledger: Ledger, usage_kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the kinds that the ledger does not know."""
+def new_kinds(ledger: Ledger, usage_kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the kinds that the ledger does not have yet."""
     return tuple(kind for kind in usage_kinds if kind not in ledger.usage_numbers)
 
 
 def add_usage_kinds(cursor: Cursor[Any], usage_kinds: tuple[str, ...], first_number: int) -> None:
-    """Give each kind its number, for ever."""
+    """Give each kind a number, which never changes."""
     cursor.execute(SQL["insert_usage_kinds"], {"usage_kinds": list(usage_kinds), "first_number": first_number})
 
 
-def require_empty_streams(redis_url: str, *event_shards: int) -> None:
-    """Raise if events wait in any shard: with another number of shards their order would be lost."""
-    change = f"EVENT_SHARDS can change from {event_shards[0]} to {event_shards[1]} only while the streams are empty"
+def require_empty_streams(redis_url: str, before: int, after: int) -> None:
+    """Raise ForbiddenChange if events wait in any shard: with another number of shards their order would be lost.
+
+    Args:
+        redis_url: The Redis that holds the streams.
+        before: The number of shards that the ledger has.
+        after: The number of shards that the environment names.
+    """
+    change = f"EVENT_SHARDS can change from {before} to {after} only while the streams are empty"
     if not redis_url:
-        raise ForbiddenChange(f"{change}: set REDIS_URL, so that this can be seen.")
+        raise ForbiddenChange(f"{change}: set REDIS_URL, so that this can be checked.")
     with connect(redis_url) as redis:
         pipeline = redis.pipeline(transaction=False)
-        for shard in range(max(event_shards)):
+        for shard in range(max(before, after)):
             pipeline.xlen(stream_of(shard))
         waiting = sum(pipeline.execute())
     if waiting:
         raise ForbiddenChange(
-            f"{change}, and {waiting} events wait: stop the producers, run `usage-feeds drain`, repeat."
+            f"{change}, but {waiting} events wait: stop the producers, run `usage-feeds drain`, then migrate again."
         )
