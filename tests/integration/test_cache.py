@@ -1,4 +1,4 @@
-"""The cached feeds on a real server: appended by the worker's side, read and refilled by the endpoint's."""
+"""The cached feeds on a real server: the worker appends to them, the endpoint reads and refills them."""
 
 import asyncio
 from uuid import uuid4
@@ -6,9 +6,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from feeds.cached import format as proof
 from feeds.cached import writer
-from feeds.cached.format import Hit, Miss, MissReason
+from feeds.cached.format import WINDOW, Hit, Miss, MissReason, list_key
 from feeds.movement import Kind
 from feeds.page import Place, place_page
 from tests.integration.feed_ledger import (
@@ -19,256 +18,262 @@ from tests.integration.feed_ledger import (
     cached_feeds,
     expected,
     hash_of,
-    link_to,
     read,
+    read_from,
+    refill,
     until,
+    worker_connection,
 )
 
 pytestmark = pytest.mark.anyio
 
+FIRST_PAGE = place_page(1, 20)
 
-async def test_a_feed_that_was_read_shows_every_later_append_without_postgres(redis_url):
+
+async def test_a_feed_that_was_read_has_every_later_append_without_a_read_of_postgres(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 30)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        with link_to(redis_url) as link:
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        with worker_connection(redis_url) as feeds_redis:
             for kind in (Kind.CONSUME, Kind.ALLOT, Kind.CONSUME):
-                assert writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3, kind)}).appended == 1
+                assert writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG, 3, kind)}).appended == 1
                 for number in (1, 2):
                     place = place_page(number, 20)
-                    assert await feeds.page(ORG, FEED, place) == expected(ledger, place=place)
+                    assert await cache.read(ORG, FEED, place) == expected(ledger, place=place)
     assert ledger.reads == 1
 
 
-async def test_organisations_that_nobody_reads_are_left_alone(redis_url):
+async def test_an_append_creates_nothing_for_an_organisation_that_is_not_read(redis_url):
     ledger = FeedLedger()
-    with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-        assert writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 3)}).appended == 0
+    with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+        assert writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG, 3)}).appended == 0
         assert client.dbsize() == 0
 
 
-async def test_an_empty_feed_is_a_hit_and_its_first_line_is_shown(redis_url):
+async def test_an_empty_feed_is_a_hit_and_gets_its_first_movement_by_append(redis_url):
     ledger = FeedLedger()
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Hit(0, [])
-        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
-            assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == Hit(0, [])
+        with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+            writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG)})
+            assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
             assert all(0 < client.pttl(key) <= 600_000 for key in client.scan_iter())
 
 
-async def test_beyond_the_window_the_count_alone_is_told(redis_url):
+async def test_beyond_the_window_only_the_count_is_cached(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 30)
-    async with cached_feeds(redis_url, ledger, window=25) as feeds:
-        await read(feeds, ledger)
-        assert await feeds.page(ORG, FEED, place_page(2, 20)) == Miss(MissReason.BEYOND, 30)
-        assert await feeds.page(ORG, FEED, place_page(3, 10)) == Miss(MissReason.BEYOND, 30)
-        assert await feeds.page(ORG, FEED, place_page(4, 10)) == Hit(30, [])
-        assert await feeds.page(ORG, FEED, place_page(5, 5)) == expected(ledger, place=place_page(5, 5))
-        assert await feeds.page(ORG, FEED, COUNT) == Hit(30, [])
+    async with cached_feeds(redis_url, ledger, window=25) as cache:
+        await read(cache, ledger)
+        assert await cache.read(ORG, FEED, place_page(2, 20)) == Miss(MissReason.BEYOND, 30)
+        assert await cache.read(ORG, FEED, place_page(3, 10)) == Miss(MissReason.BEYOND, 30)
+        assert await cache.read(ORG, FEED, place_page(4, 10)) == Hit(30, [])
+        assert await cache.read(ORG, FEED, place_page(5, 5)) == expected(ledger, place=place_page(5, 5))
+        assert await cache.read(ORG, FEED, COUNT) == Hit(30, [])
 
 
-async def test_a_cursor_keeps_its_place_while_lines_arrive(redis_url):
+async def test_a_cursor_keeps_its_place_while_movements_are_appended(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 30)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
+
+    async def items_at(place):
+        return (await cache.read(ORG, FEED, place)).items
+
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
         below = ledger.newest_first(ORG, FEED)[10:15]
-        with link_to(redis_url) as link:
+        with worker_connection(redis_url) as feeds_redis:
             for _ in range(3):
-                assert (await feeds.page(ORG, FEED, Place(5, ceiling=20))).entries == below
-                writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
-        assert (await feeds.page(ORG, FEED, Place(5, ceiling=40, floor=35))).entries == ledger.newest_first(ORG, FEED)[
-            :1
-        ]
-        assert (await feeds.page(ORG, FEED, Place(5, ceiling=45, floor=40))).entries == []
-        assert (await feeds.page(ORG, FEED, Place(5, ceiling=3))).entries == ledger.newest_first(ORG, FEED)[-3:]
+                assert await items_at(Place(5, ceiling=20)) == below
+                writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG, 2)})
+        assert await items_at(Place(5, ceiling=40, floor=35)) == ledger.newest_first(ORG, FEED)[:1]
+        assert await items_at(Place(5, ceiling=45, floor=40)) == []
+        assert await items_at(Place(5, ceiling=3)) == ledger.newest_first(ORG, FEED)[-3:]
 
 
-async def test_an_append_of_more_than_the_window_makes_the_list_anew(redis_url):
+async def test_an_append_of_more_than_the_window_replaces_the_list(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 450)})
-            key = proof.list_key(hash_of(link, ledger), FEED)
-            assert client.llen(key) == proof.WINDOW
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+            writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG, 450)})
+            key = list_key(hash_of(feeds_redis, ledger), FEED)
+            assert client.llen(key) == WINDOW
             assert client.pttl(key) > 0
-        assert await feeds.page(ORG, FEED, place_page(10, 20)) == expected(ledger, place=place_page(10, 20))
+        assert await cache.read(ORG, FEED, place_page(10, 20)) == expected(ledger, place=place_page(10, 20))
 
 
-async def test_appends_in_the_wrong_order_serve_no_gap(redis_url):
+async def test_appends_in_the_wrong_order_give_no_page_with_a_gap(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
         older, newer = ledger.post(ORG, 3), ledger.post(ORG, 2)
-        with link_to(redis_url) as link:
-            writer.append(link, ledger.epoch, {ORG: newer})
-            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.SHORT, 10)
-            assert await read(feeds, ledger) == expected(ledger)
-            writer.append(link, ledger.epoch, {ORG: older})
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+        with worker_connection(redis_url) as feeds_redis:
+            writer.append(feeds_redis, ledger.epoch, {ORG: newer})
+            assert await cache.read(ORG, FEED, FIRST_PAGE) == Miss(MissReason.SHORT, 10)
+            assert await read(cache, ledger) == expected(ledger)
+            writer.append(feeds_redis, ledger.epoch, {ORG: older})
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
 
 
-async def test_a_batch_of_which_a_refill_has_seen_a_part_adds_the_rest(redis_url):
+async def test_an_append_adds_only_what_a_refill_has_not_read_yet(redis_url):
     ledger = FeedLedger()
-    seen = ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        with link_to(redis_url) as link:
-            writer.append(link, ledger.epoch, {ORG: seen + ledger.post(ORG, 3)})
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+    already_read = ledger.post(ORG, 5)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        with worker_connection(redis_url) as feeds_redis:
+            writer.append(feeds_redis, ledger.epoch, {ORG: already_read + ledger.post(ORG, 3)})
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
     assert ledger.reads == 1
 
 
-async def test_lines_with_anothers_between_them_are_not_shown_as_neighbours(redis_url):
+async def test_movements_with_those_of_another_process_between_them_are_not_cached_as_neighbours(redis_url):
     ledger = FeedLedger()
     before = ledger.post(ORG, 7)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
         between, after = ledger.post(ORG, 2), ledger.post(ORG, 2)
-        with link_to(redis_url) as link:
-            writer.append(link, ledger.epoch, {ORG: before[-2:] + after})
-            assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.SHORT, 11)
-            assert await read(feeds, ledger) == expected(ledger)
-            writer.append(link, ledger.epoch, {ORG: between})
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+        with worker_connection(redis_url) as feeds_redis:
+            writer.append(feeds_redis, ledger.epoch, {ORG: before[-2:] + after})
+            assert await cache.read(ORG, FEED, FIRST_PAGE) == Miss(MissReason.SHORT, 11)
+            assert await read(cache, ledger) == expected(ledger)
+            writer.append(feeds_redis, ledger.epoch, {ORG: between})
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
 
 
-async def test_a_refill_that_read_before_a_newer_append_is_refused(redis_url):
+async def test_a_put_of_what_was_read_before_a_newer_append_is_refused(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        with link_to(redis_url) as link:
-            fence = await feeds.fence(ORG, FEED)
-            old = await ledger.reader(ORG, FEED)()
-            writer.append(link, ledger.epoch, {ORG: ledger.post(ORG, 2)})
+    async with cached_feeds(redis_url, ledger) as cache:
+        with worker_connection(redis_url) as feeds_redis:
+            fence = await cache.fence(ORG, FEED)
+            old = await read_from(ledger)
+            writer.append(feeds_redis, ledger.epoch, {ORG: ledger.post(ORG, 2)})
 
-            assert not await feeds.put(fence, FEED, old)
-            assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.COLD)
-            assert await read(feeds, ledger) == expected(ledger)
-            assert not await feeds.put(fence, FEED, old)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+            assert not await cache.put(fence, FEED, old)
+            assert await cache.read(ORG, FEED, COUNT) == Miss(MissReason.COLD)
+            assert await read(cache, ledger) == expected(ledger)
+            assert not await cache.put(fence, FEED, old)
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
 
 
-async def test_a_refill_reads_again_when_something_newer_came_and_returns_what_it_read_last(redis_url):
-    ledger = FeedLedger()
+async def test_a_refill_reads_three_times_if_appends_come_meanwhile_and_returns_what_it_read_last(redis_url):
+    class BusyLedger(FeedLedger):
+        async def fetch(self, *arguments, **options):
+            rows = await super().fetch(*arguments, **options)
+            writer.append(feeds_redis, self.epoch, {ORG: self.post(ORG)})
+            return rows
+
+    ledger = BusyLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        with link_to(redis_url) as link:
-            read_newest = ledger.reader(ORG, FEED)
-
-            async def read_while_lines_arrive():
-                newest = await read_newest()
-                writer.append(link, ledger.epoch, {ORG: ledger.post(ORG)})
-                return newest
-
-            newest = await feeds.refill(ORG, FEED, read_while_lines_arrive)
+    async with cached_feeds(redis_url, ledger) as cache:
+        with worker_connection(redis_url) as feeds_redis:
+            newest = await refill(cache, ledger)
         assert ledger.reads == 3
         assert newest.total == 7
 
 
-async def test_a_later_append_that_passed_a_cold_feed_by_is_not_hidden_by_an_earlier_one(redis_url):
+async def test_a_later_append_that_found_a_cold_feed_is_not_hidden_by_an_earlier_one(redis_url):
     ledger = FeedLedger()
     first, _second = ledger.post(ORG), ledger.post(ORG)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        assert await feeds.fence(ORG, FEED)
-        with link_to(redis_url) as link:
-            writer.append(link, ledger.epoch, {ORG: first})
-        assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.COLD)
-        assert await read(feeds, ledger) == expected(ledger)
+    async with cached_feeds(redis_url, ledger) as cache:
+        assert await cache.fence(ORG, FEED)
+        with worker_connection(redis_url) as feeds_redis:
+            writer.append(feeds_redis, ledger.epoch, {ORG: first})
+        assert await cache.read(ORG, FEED, COUNT) == Miss(MissReason.COLD)
+        assert await read(cache, ledger) == expected(ledger)
 
 
-async def test_no_refill_prolongs_the_life_of_what_was_cached_before(redis_url):
+async def test_a_refill_does_not_extend_the_time_to_live_of_what_was_cached_before(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            client.pexpire(hash_of(link, ledger), 5_000)
-            await feeds.refill(ORG, 1, ledger.reader(ORG, 1))
-            assert 0 < client.pttl(hash_of(link, ledger)) <= 5_000
-            assert 0 < client.pttl(proof.list_key(hash_of(link, ledger), 1)) <= 5_000
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+            client.pexpire(hash_of(feeds_redis, ledger), 5_000)
+            await refill(cache, ledger, feed=1)
+            assert 0 < client.pttl(hash_of(feeds_redis, ledger)) <= 5_000
+            assert 0 < client.pttl(list_key(hash_of(feeds_redis, ledger), 1)) <= 5_000
 
 
-async def test_a_page_is_never_older_than_one_already_served(redis_url):
+async def test_a_cached_page_older_than_one_already_served_is_a_miss(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        feeds.remember(ORG, FEED, 6, of_epoch=ledger.epoch)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.OLDER)
-        assert await feeds.page(ORG, FEED, COUNT) == Miss(MissReason.OLDER)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        cache.highest_served.note_read(ORG, FEED, 6, ledger.epoch)
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == Miss(MissReason.OLDER)
+        assert await cache.read(ORG, FEED, COUNT) == Miss(MissReason.OLDER)
 
 
 async def test_a_restored_ledger_is_served_under_its_new_epoch(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 8)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
         ledger.feeds.clear()
         ledger.post(ORG, 5)
         ledger.epoch = uuid4()
-        await until(lambda: feeds.epoch == ledger.epoch)
+        await until(lambda: cache.epochs.current == ledger.epoch)
 
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == Miss(MissReason.COLD)
-        assert await read(feeds, ledger) == expected(ledger)
-        assert await feeds.page(ORG, FEED, place_page(1, 20)) == expected(ledger)
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == Miss(MissReason.COLD)
+        assert await read(cache, ledger) == expected(ledger)
+        assert await cache.read(ORG, FEED, FIRST_PAGE) == expected(ledger)
 
 
-async def test_one_look_tells_all_that_is_cached_of_an_organisation(redis_url):
+async def test_the_worker_reads_all_that_is_cached_of_an_organisation_in_one_call(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger, window=3) as feeds:
+    async with cached_feeds(redis_url, ledger, window=3) as cache:
         for feed in (0, 1, 2):
-            await feeds.refill(ORG, feed, ledger.reader(ORG, feed))
-        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            client.lpush(proof.list_key(hash_of(link, ledger), 1), "nonsense")
+            await refill(cache, ledger, feed)
+        with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+            client.lpush(list_key(hash_of(feeds_redis, ledger), 1), "nonsense")
             newest = Hit(5, ledger.newest_first(ORG, 0)[:3])
-            looked = writer.look(link, ledger.epoch, ORG, range(12))
-            assert looked == {0: newest, 1: Miss(MissReason.CORRUPT), 2: Hit(0, [])}
-            client.lpush(proof.list_key(hash_of(link, ledger), 2), "nonsense")
-            assert writer.look(link, ledger.epoch, ORG, [2]) == {2: Miss(MissReason.TORN)}
+            cached = writer.read_cached(feeds_redis, ledger.epoch, ORG, range(12))
+            assert cached == {0: newest, 1: Miss(MissReason.CORRUPT), 2: Hit(0, [])}
+            client.lpush(list_key(hash_of(feeds_redis, ledger), 2), "nonsense")
+            assert writer.read_cached(feeds_redis, ledger.epoch, ORG, [2]) == {2: Miss(MissReason.TORN)}
 
 
-async def test_dropped_organisations_leave_nothing(redis_url):
+async def test_a_drop_leaves_nothing_of_an_organisation(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        with link_to(redis_url) as link, redis.Redis.from_url(redis_url) as client:
-            assert writer.drop(link, ledger.epoch, [ORG, "org_b"]) == 1
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        with worker_connection(redis_url) as feeds_redis, redis.Redis.from_url(redis_url) as client:
+            assert writer.drop(feeds_redis, ledger.epoch, [ORG, "org_b"]) == 1
             assert client.dbsize() == 0
 
 
-async def test_a_total_of_an_epoch_that_ended_while_it_was_asked_for_is_not_remembered_for_the_next(redis_url):
+async def test_a_count_whose_epoch_ended_before_the_reply_came_is_not_noted_for_the_next_epoch(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        await read(feeds, ledger)
-        feeds.seen.clear()
-        check = feeds.check(ORG, FEED, place_page(1, 20), ledger.total(ORG, FEED))
-        asked = [
-            asyncio.create_task(feeds.page(ORG, FEED, place_page(1, 20))),
-            asyncio.create_task(feeds.revalidate(ORG, check)),
+    async with cached_feeds(redis_url, ledger) as cache:
+        await read(cache, ledger)
+        served = cache.highest_served._served
+        served.clear()
+        revalidation = cache.make_revalidation(ORG, FEED, FIRST_PAGE, ledger.total(ORG, FEED))
+        requests = [
+            asyncio.create_task(cache.read(ORG, FEED, FIRST_PAGE)),
+            asyncio.create_task(cache.revalidate(ORG, revalidation)),
         ]
-        await asyncio.sleep(0)  # they are on their way
-        feeds.ended, feeds.epoch = feeds.epoch, uuid4()
-        assert await asyncio.gather(*asked) == [Miss(MissReason.AWAY)] * 2
-        assert not feeds.seen
+        await asyncio.sleep(0)  # the requests are sent
+        cache.epochs.ended, cache.epochs.current = cache.epochs.current, uuid4()
+        assert await asyncio.gather(*requests) == [Miss(MissReason.AWAY)] * 2
+        assert not served
 
 
-async def test_a_slice_of_the_epoch_before_is_not_admitted_once_the_next_is_known(redis_url):
+async def test_a_slice_of_the_previous_epoch_is_not_served_once_the_next_epoch_is_known(redis_url):
     ledger = FeedLedger()
     ledger.post(ORG, 5)
-    async with cached_feeds(redis_url, ledger) as feeds:
-        late = await ledger.reader(ORG, FEED)()
+    async with cached_feeds(redis_url, ledger) as cache:
+        late = await read_from(ledger)
         ledger.epoch = uuid4()
-        await feeds.learn_epoch()
-        assert feeds.admit(ORG, FEED, await ledger.reader(ORG, FEED)())
-        assert not feeds.admit(ORG, FEED, late)
+        await cache.learn_epoch()
+        assert cache.note_read(ORG, FEED, await read_from(ledger))
+        assert not cache.note_read(ORG, FEED, late)
