@@ -1,4 +1,4 @@
-"""What is an API key, and who gets one?"""
+"""What does an API key look like, and how are keys and members stored?"""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ PREFIX = "ufk_"
 RANDOM_CHARS = 30
 """178 random bits."""
 CHECKSUM_CHARS = 6
-FORM = re.compile(f"{PREFIX}[0-9A-Za-z]{{{RANDOM_CHARS + CHECKSUM_CHARS}}}")
+SECRET_PATTERN = re.compile(f"{PREFIX}[0-9A-Za-z]{{{RANDOM_CHARS + CHECKSUM_CHARS}}}")
 BILLING_READ = "billing:read"
 RATE_MAX = 100_000
 ROLES = ("owner", "admin", "billing", "member")
@@ -33,7 +33,7 @@ READING_ROLES = frozenset({"owner", "admin", "billing"})
 
 
 class Key(NamedTuple):
-    """What is known of a key: all but its secret."""
+    """What is stored of a key, except its digest."""
 
     key_id: UUID
     org_id: str | None
@@ -47,13 +47,16 @@ class Key(NamedTuple):
 
 
 def new_secret() -> str:
-    """Return a fresh secret: `ufk_`, 30 random characters and 6 of checksum, by which scanners tell it from chance."""
+    """Return a new secret: `ufk_`, 30 random characters, and 6 characters of checksum.
+
+    By the checksum, scanners for leaked secrets tell keys from random text.
+    """
     stem = PREFIX + "".join(secrets.choice(BASE62) for _ in range(RANDOM_CHARS))
     return stem + checksum(stem)
 
 
 def checksum(stem: str) -> str:
-    """Return the CRC-32 of a key's other characters, in base 62."""
+    """Return the CRC-32 of the key's other characters in base 62."""
     rest, digits = zlib.crc32(stem.encode()), ""
     for _ in range(CHECKSUM_CHARS):
         rest, digit = divmod(rest, 62)
@@ -62,33 +65,33 @@ def checksum(stem: str) -> str:
 
 
 def is_well_formed(secret: str) -> bool:
-    """Say whether this could be a key at all; a mistyped one is not."""
+    """Return whether a text has the form and the checksum of a key. A mistyped key has not."""
     stem, check = secret[:-CHECKSUM_CHARS], secret[-CHECKSUM_CHARS:]
-    return FORM.fullmatch(secret) is not None and checksum(stem) == check
+    return SECRET_PATTERN.fullmatch(secret) is not None and checksum(stem) == check
 
 
 def digest_of(secret: str) -> bytes:
-    """Return what is stored of a secret. With this many random bits a plain hash cannot be reversed."""
+    """Return what is stored in place of a secret. It has so many random bits that a plain hash cannot be reversed."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def format_key_id(key_id: UUID) -> str:
     """Return a key's TypeID: `key_` and 26 characters."""
-    return str(TypeID.from_uuid(key_id, "key"))  # type: ignore[arg-type]  # it asks for uuid_utils' own class
+    return str(TypeID.from_uuid(key_id, "key"))  # type: ignore[arg-type]  # its signature names uuid_utils' class only
 
 
 def parse_key_id(text: str) -> UUID:
     """Return the UUID of a key's TypeID. Raises `ValueError`."""
     try:
         parsed = TypeID.from_string(text)
-    except Exception as error:  # its own exceptions share no base but Exception
+    except Exception as error:  # its exceptions have no common base except Exception
         raise ValueError(text) from error
     if parsed.prefix != "key":
         raise ValueError(text)
     return UUID(bytes=parsed.uuid.bytes)
 
 
-def create_key(  # noqa: PLR0913 -- all that a key is
+def create_key(  # noqa: PLR0913 -- one parameter for each fact of a key
     connection: Connection[Any],
     *,
     org_id: str | None = None,
@@ -97,9 +100,15 @@ def create_key(  # noqa: PLR0913 -- all that a key is
     expires_at: datetime | None = None,
     rate: int | None = None,
 ) -> tuple[Key, str]:
-    """Make a key of an organisation, which becomes known by it, or of a person. Returns it and its secret.
+    """Create a key of an organisation or of a person. Return it and its secret.
 
-    `rate`: how many requests a second it may make, 1 to `RATE_MAX`.
+    Args:
+        connection: To the ledger's database.
+        org_id: The organisation that the key reads; it is added if it is unknown.
+        user_id: The person who owns the key. Exactly one of `org_id` and `user_id` is given.
+        permissions: What the key allows.
+        expires_at: When the key ends; None for never.
+        rate: How many requests a second the key may make, from 1 to `RATE_MAX`; None for no limit.
     """
     secret = new_secret()
     parameters = {
@@ -121,26 +130,26 @@ def create_key(  # noqa: PLR0913 -- all that a key is
 
 
 def list_keys(connection: Connection[Any]) -> list[Key]:
-    """Return all keys, in the order in which they were made."""
+    """Return all keys in the order in which they were created."""
     with key_cursor(connection) as cursor:
         return cursor.execute(SQL["list_keys"]).fetchall()
 
 
 def revoke_key(connection: Connection[Any], key_id: UUID) -> Key | None:
-    """Have a key refused from now on, within 10 s everywhere. Returns it, or None if there is none."""
+    """Revoke a key; every endpoint refuses it within 10 s. Return the key, or None if there is no such key."""
     with connection.transaction(), key_cursor(connection) as cursor:
         return cursor.execute(SQL["revoke_key"], {"key_id": key_id}).fetchone()
 
 
 def set_member(connection: Connection[Any], org_id: str, user_id: str, role: str) -> None:
-    """Give a person a role in an organisation, which becomes known by it."""
+    """Give a person a role in an organisation, which is added if it is unknown."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute(SQL["insert_organisation"], {"org_id": org_id})
         cursor.execute(SQL["upsert_member"], {"org_id": org_id, "user_id": user_id, "role": role})
 
 
 def remove_member(connection: Connection[Any], org_id: str, user_id: str) -> bool:
-    """End a membership. Returns whether there was one."""
+    """Remove a member. Return whether the person was a member."""
     with connection.transaction(), connection.cursor() as cursor:
         return cursor.execute(SQL["delete_member"], {"org_id": org_id, "user_id": user_id}).fetchone() is not None
 

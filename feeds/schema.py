@@ -1,4 +1,4 @@
-"""Is this database the ledger that this process was set up for?"""
+"""Do the database's schema and facts match this program and its settings?"""
 
 from time import monotonic
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ SCHEMA_VERSION = "0004"
 """The last migration that this program knows."""
 
 
-class UnusableSetup(Exception):  # noqa: N818 -- a state of things that the message says how to end
-    """The database, or the settings, will not do. The message is one line that says what to do."""
+class UnusableSetup(Exception):  # noqa: N818 -- it names a state, which the message says how to fix
+    """This process cannot work with the database or the settings. The message is one line that says what to do."""
 
 
 class SchemaBehind(UnusableSetup):
@@ -26,42 +26,42 @@ class SchemaBehind(UnusableSetup):
     def __init__(self, version: str | None) -> None:
         found = f"is at {version}" if version else "is empty"
         super().__init__(
-            f"The database's schema {found}, this program needs {SCHEMA_VERSION}: run `usage-feeds migrate`."
+            f"The database's schema {found}, but this program needs {SCHEMA_VERSION}: run `usage-feeds migrate`."
         )
 
 
 class LedgerEmpty(UnusableSetup):
-    """The tables exist, but the ledger's own row does not, as in the middle of a restore. Finish it, then migrate."""
+    """The tables exist, but the row with the ledger's facts does not, as in a restore. Finish it, then migrate."""
 
     def __init__(self) -> None:
         super().__init__("The ledger's row is missing: finish the restore, then run `usage-feeds migrate`.")
 
 
 class SchemaAhead(UnusableSetup):
-    """The database was migrated by a newer program. Install that one here."""
+    """A newer program migrated the database. Install that version here."""
 
     def __init__(self, version: str) -> None:
         super().__init__(
-            f"The database's schema is at {version}, this program knows {SCHEMA_VERSION}:"
+            f"The database's schema is at {version}, but this program knows only {SCHEMA_VERSION}:"
             " install the newer usage-feeds that ran `usage-feeds migrate`."
         )
 
 
 class SettingsDiffer(UnusableSetup):
-    """A setting is not the ledger's. Set the variable to the ledger's value, or migrate."""
+    """A setting differs from the ledger. Set the variable to the ledger's value, or migrate."""
 
-    def __init__(self, variable: str, here: object, ledgers: object) -> None:
-        self.variable, self.here, self.ledgers = variable, here, ledgers
+    def __init__(self, variable: str, here: object, in_ledger: object) -> None:
+        self.variable, self.here, self.in_ledger = variable, here, in_ledger
         super().__init__(
-            f"{variable} is {here} here, but {ledgers} in the ledger:"
-            f" set {variable}={ledgers}, or change the ledger with `usage-feeds migrate`."
+            f"{variable} is {here} here, but {in_ledger} in the ledger:"
+            f" set {variable}={in_ledger}, or change the ledger with `usage-feeds migrate`."
         )
 
 
 class Ledger(NamedTuple):
-    """What is true of the whole ledger. `usage_numbers` is in the order of the numbers, which start at 0.
+    """The facts of the whole ledger. `usage_numbers` is in the order of its numbers, which start at 0.
 
-    `read_at`: when it was read, in seconds of this machine's monotonic clock.
+    `read_at` is when the facts were read, on the monotonic clock.
     """
 
     epoch: UUID
@@ -73,12 +73,12 @@ class Ledger(NamedTuple):
 
     @property
     def usage_kinds(self) -> tuple[str, ...]:
-        """Return the usage kinds, each at the index that is its number."""
+        """Return the usage kinds in the order of their numbers: the number is the index."""
         return tuple(self.usage_numbers)
 
 
 def check_ledger(connection: Connection[Any], settings: LedgerFacts) -> Ledger:
-    """Return the ledger if this program and these settings are fit for it, else raise `UnusableSetup`."""
+    """Return the ledger's facts. Raises `UnusableSetup` if this program or these settings do not match them."""
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         check_version(read_version(cursor))
         ledger = read_ledger(cursor)
@@ -94,7 +94,7 @@ def check_ledger(connection: Connection[Any], settings: LedgerFacts) -> Ledger:
 
 
 def check_version(version: str | None) -> None:
-    """Raise unless the schema is the one that this program knows."""
+    """Raise `SchemaBehind` or `SchemaAhead` unless the schema is the one that this program knows."""
     if version is None or version < SCHEMA_VERSION:
         raise SchemaBehind(version)
     if version > SCHEMA_VERSION:
@@ -102,7 +102,7 @@ def check_version(version: str | None) -> None:
 
 
 def read_version(cursor: Cursor[Any]) -> str | None:
-    """Return the last migration applied, or None for a database that never saw one."""
+    """Return the version of the last applied migration, or None if there is none."""
     found = cursor.execute(SQL["find_migrations"]).fetchone()
     if found is None or not found[0]:
         return None
@@ -111,7 +111,7 @@ def read_version(cursor: Cursor[Any]) -> str | None:
 
 
 def read_ledger(cursor: Cursor[Any]) -> Ledger | None:
-    """Return the ledger's facts, or None before `migrate` has recorded them."""
+    """Return the ledger's facts, or None if `migrate` has not recorded them yet."""
     row = cursor.execute(SQL["read_ledger"]).fetchone()
     if row is None:
         return None

@@ -1,13 +1,13 @@
 -- name: find_migrations
--- Whether this database ever saw a migration.
+-- Whether any migration was ever applied to this database.
 SELECT to_regclass('schema_migrations') IS NOT NULL;
 
 -- name: read_version
--- The last migration applied, or none.
+-- The version of the last applied migration, or NULL.
 SELECT max(version) FROM schema_migrations;
 
 -- name: read_ledger
--- The facts of the ledger: one row once `migrate` has run.
+-- The facts of the ledger: one row after `migrate` has run, none before.
 SELECT epoch, event_shards, expiry_grace_s, cursor_secret FROM ledger;
 
 -- name: read_usage_kinds

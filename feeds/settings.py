@@ -1,4 +1,4 @@
-"""What is a process of the read side told by its environment?"""
+"""Which settings does a process of the read side have, and where do they come from?"""
 
 from functools import cache
 from typing import Annotated
@@ -16,11 +16,11 @@ from feeds.identifiers import USAGE_KIND_PATTERN
 from feeds.state import addresses_file
 
 UsageKind = Annotated[str, StringConstraints(pattern=f"^{USAGE_KIND_PATTERN}$")]
-MOST_GRACE_S = 10 * 366 * 24 * 3600
+EXPIRY_GRACE_MAX_S = 10 * 366 * 24 * 3600
 
 
-class UpSettings(BaseSettings):
-    """Settings from the environment, else from a running `up`, else defaults. An empty value is an absent one."""
+class ProcessSettings(BaseSettings):
+    """Settings from the environment, else from a running `up`, else defaults. An empty value counts as absent."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
 
@@ -33,29 +33,29 @@ class UpSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- pydantic-settings' own signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Look into the environment first, then into the state folder."""
-        running_up = JsonConfigSettingsSource(settings_cls, json_file=addresses_file())
-        return init_settings, env_settings, running_up
+        """Return the sources in order of precedence: the environment, then the state folder of a running `up`."""
+        state_folder = JsonConfigSettingsSource(settings_cls, json_file=addresses_file())
+        return init_settings, env_settings, state_folder
 
 
-class LedgerFacts(UpSettings):
-    """Settings that are facts of a ledger: a process that was told otherwise refuses to start."""
+class LedgerFacts(ProcessSettings):
+    """Settings that are facts of the ledger. A process whose settings differ from the ledger refuses to start."""
 
     event_shards: int = Field(8, ge=1, le=1024)
     usage_kinds: Annotated[tuple[UsageKind, ...], NoDecode, Field(min_length=1)] = ("ai_usage", "tm_usage")
-    expiry_grace_s: int = Field(0, ge=0, le=MOST_GRACE_S)
+    expiry_grace_s: int = Field(0, ge=0, le=EXPIRY_GRACE_MAX_S)
 
     @field_validator("usage_kinds", mode="before")
     @classmethod
     def split_usage_kinds(cls, value: object) -> object:
-        """Read a comma-separated list."""
+        """Parse a comma-separated list."""
         if not isinstance(value, str):
             return value
         return tuple(dict.fromkeys(kind.strip() for kind in value.split(",") if kind.strip()))
 
 
 class ReaderSettings(LedgerFacts):
-    """What the endpoint needs to know. `reader_database_url` and `feeds_redis_url` fall back on the worker's."""
+    """The endpoint's settings. `reader_database_url` defaults to `database_url`, `feeds_redis_url` to `redis_url`."""
 
     database_url: str = ""
     reader_database_url: str = ""
@@ -65,7 +65,7 @@ class ReaderSettings(LedgerFacts):
 
 @cache
 def reader_settings() -> ReaderSettings:
-    """Read the settings, once for a process."""
+    """Return the settings. They are read once per process."""
     read = ReaderSettings()
     return read.model_copy(
         update={

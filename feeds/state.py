@@ -1,4 +1,4 @@
-"""Where does a running `up` keep its addresses?"""
+"""Where does a running `up` store its addresses?"""
 
 import json
 import os
@@ -11,12 +11,12 @@ def state_dir() -> Path:
 
 
 def addresses_file() -> Path:
-    """Return the JSON file with the addresses of a running `up`: setting names, lower case, to values."""
+    """Return the JSON file with the settings of a running `up`: names in lower case, with their values."""
     return state_dir() / "addresses.json"
 
 
 def read_addresses() -> dict[str, str]:
-    """Return what a running `up` says of itself; nothing where none runs."""
+    """Return the settings that a running `up` stored; an empty dictionary if none runs."""
     try:
         addresses = json.loads(addresses_file().read_text())
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""The write side: how movements come to be."""
+"""The write side: events become movements."""

@@ -1,10 +1,10 @@
-"""The command line: `usage-feeds`, or `python -m worker`."""
+"""The command line `usage-feeds`, also started by `python -m worker`."""
 
 from worker.commands import cli
 
 
 def main() -> None:
-    """Run one command; the exit code is 0 done, 1 a check failed, 2 wrong usage or a server that cannot be reached."""
+    """Run one command. Exit codes: 0 done, 1 a check failed, 2 wrong usage or a server that cannot be reached."""
     cli(prog_name="usage-feeds")
 
 

@@ -1,4 +1,4 @@
-"""Which events do we accept?"""
+"""Which events are accepted, and how are they parsed?"""
 
 import re
 from collections.abc import Collection
@@ -22,11 +22,11 @@ from feeds.identifiers import ORG_ID_PATTERN, REF_PATTERN
 EVENT_BYTES = 64 * 1024
 USAGE_KINDS = ("ai_usage", "tm_usage")
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-FIELDS_SHOWN = 20
+FIELDS_REPORTED_MAX = 20
 
 
-class EventRefused(Exception):  # noqa: N818 -- what happened, in the contract's words
-    """An event that cannot be posted; it becomes a dead letter. `fields` maps a field to what is wrong with it."""
+class EventRefused(Exception):  # noqa: N818 -- it names what happened to the event
+    """An event cannot be posted and becomes a dead letter. `fields` maps each wrong field to what is wrong with it."""
 
     code = "unpostable"
 
@@ -37,25 +37,25 @@ class EventRefused(Exception):  # noqa: N818 -- what happened, in the contract's
 
 
 class EventUndecodable(EventRefused):
-    """The bytes are no JSON. Mend the producer's encoder."""
+    """The bytes are not JSON. Fix the producer's encoder."""
 
     code = "undecodable"
 
 
 class EventTooLarge(EventRefused):
-    """More than 64 KiB. Send what the event needs alone."""
+    """The event has more than 64 KiB. Send only the fields that it needs."""
 
     code = "too_large"
 
 
 class EventInvalid(EventRefused):
-    """The JSON is not an event of ours. Its field errors say where."""
+    """The JSON is not a valid event. `fields` says why. Fix the producer."""
 
     code = "invalid_event"
 
 
-def read_time(value: object) -> datetime:
-    """Return an RFC 3339 string, or a datetime with an offset, in UTC."""
+def parse_time(value: object) -> datetime:
+    """Return an RFC 3339 string, or a datetime with an offset, as a datetime in UTC. Raises ValueError."""
     if isinstance(value, str):
         if not RFC_3339.fullmatch(value):
             raise ValueError("must be an RFC 3339 time with an offset, like 2026-06-01T10:00:00Z")
@@ -69,12 +69,12 @@ def read_time(value: object) -> datetime:
 
 OrgId = Annotated[str, StringConstraints(pattern=f"^{ORG_ID_PATTERN}$")]
 Ref = Annotated[str, StringConstraints(pattern=f"^{REF_PATTERN}$")]
-Time = Annotated[datetime, BeforeValidator(read_time)]
-MOST_CREDITS = 10**12
+Time = Annotated[datetime, BeforeValidator(parse_time)]
+CREDITS_MAX = 10**12
 
 
 class AnyEvent(BaseModel):
-    """What all events share: exact types, nothing unknown, never changed."""
+    """What all events share: exact types, no unknown fields, immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -82,21 +82,24 @@ class AnyEvent(BaseModel):
 
 
 class UsageEvent(AnyEvent):
-    """Credits that a customer used. Without `occurred_at`: the earlier of when it was added and now."""
+    """Credits that an organisation used.
+
+    `occurred_at` defaults to when the event was added or to now, whichever is earlier.
+    """
 
     type: Literal["usage"] = "usage"
     usage_ref: Ref
     usage_kind: str
-    credits: Annotated[int, Field(ge=0, le=MOST_CREDITS)]
+    credits: Annotated[int, Field(ge=0, le=CREDITS_MAX)]
     occurred_at: Time | None = None
 
 
 class GrantEvent(AnyEvent):
-    """Credits given by a plan or a promotion; lower priority is drawn first."""
+    """Credits given by a plan or a promotion. Grants with a lower priority are drawn first."""
 
     type: Literal["grant"] = "grant"
     grant_ref: Ref
-    credits: Annotated[int, Field(ge=1, le=MOST_CREDITS)]
+    credits: Annotated[int, Field(ge=1, le=CREDITS_MAX)]
     source: Literal["plan", "promotion"]
     priority: Annotated[int, Field(ge=0, le=100)] = 50
     effective_at: Time | None = None
@@ -113,7 +116,7 @@ class GrantEvent(AnyEvent):
 
 
 class RevokeEvent(AnyEvent):
-    """A grant that is clawed back; what was consumed stays consumed."""
+    """Takes back what remains of a grant. What was consumed stays consumed."""
 
     type: Literal["revoke"] = "revoke"
     grant_ref: Ref
@@ -121,7 +124,7 @@ class RevokeEvent(AnyEvent):
 
 
 class SettleEvent(AnyEvent):
-    """A wish to post what the clock alone causes: starts and ends of grants."""
+    """Posts what time causes: grants that have started, and grants that have ended."""
 
     type: Literal["settle"] = "settle"
 
@@ -131,10 +134,7 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ty
 
 
 def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS) -> Event:
-    """Return the event that `raw` holds.
-
-    Raises EventTooLarge, EventUndecodable or EventInvalid.
-    """
+    """Return the event in the JSON `raw`. Raises EventTooLarge, EventUndecodable or EventInvalid."""
     if len(raw) > EVENT_BYTES:
         raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {len(raw)}")
     if not raw:
@@ -142,20 +142,20 @@ def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS) -> Event
     try:
         event = EVENT.validate_json(raw)
     except ValidationError as error:
-        raise explain(error) from None
-    return known_kind(event, usage_kinds)
+        raise to_refusal(error) from None
+    return require_known_kind(event, usage_kinds)
 
 
 def check_event(event: Event | dict[str, Any], usage_kinds: Collection[str] = USAGE_KINDS) -> Event:
-    """Return an event given as a model, or as a dictionary (times may be datetimes). Raises EventInvalid."""
+    """Return the event in a model or a dictionary, whose times may be datetimes. Raises EventInvalid."""
     try:
-        return known_kind(EVENT.validate_python(event), usage_kinds)
+        return require_known_kind(EVENT.validate_python(event), usage_kinds)
     except ValidationError as error:
-        raise explain(error) from None
+        raise to_refusal(error) from None
 
 
-def known_kind(event: Event, usage_kinds: Collection[str]) -> Event:
-    """Refuse a usage of a kind that the ledger does not know; the kinds are a setting."""
+def require_known_kind(event: Event, usage_kinds: Collection[str]) -> Event:
+    """Return the event. Raises EventInvalid for a usage whose kind is not in the setting USAGE_KINDS."""
     if isinstance(event, UsageEvent) and event.usage_kind not in usage_kinds:
         raise EventInvalid(
             "the event is not valid: usage_kind", {"usage_kind": f"must be one of {', '.join(usage_kinds)}"}
@@ -163,17 +163,17 @@ def known_kind(event: Event, usage_kinds: Collection[str]) -> Event:
     return event
 
 
-def explain(error: ValidationError) -> EventRefused:
-    """Return what pydantic found in our words: no input is repeated, so that nothing secret is logged."""
+def to_refusal(error: ValidationError) -> EventRefused:
+    """Return pydantic's error as ours. It repeats no input, so no secret is logged."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return EventUndecodable(found[0]["msg"])
-    fields = dict(explain_field(problem) for problem in found[:FIELDS_SHOWN])
+    fields = dict(describe_field(problem) for problem in found[:FIELDS_REPORTED_MAX])
     return EventInvalid(f"the event is not valid: {', '.join(fields)}", fields)
 
 
-def explain_field(problem: Any) -> tuple[str, str]:
-    """Return the name of the field at fault (`type` where no kind of event was recognised) and what is wrong."""
+def describe_field(problem: Any) -> tuple[str, str]:
+    """Return the wrong field's name and what is wrong with it. If the event's type is unknown, that field is `type`."""
     if problem["type"].startswith("union_tag"):
         return "type", "must be one of usage, grant, revoke, settle"
     path = ".".join(str(part) for part in problem["loc"][1:]) or "event"

@@ -1,4 +1,4 @@
-"""What is a process of the write side told by its environment?"""
+"""Which settings does a process of the write side have?"""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ from feeds.settings import LedgerFacts
 
 
 class WorkerSettings(LedgerFacts):
-    """What posting needs to know. `feeds_redis_url` and `celery_broker_url` fall back on `redis_url`."""
+    """The settings for posting. `feeds_redis_url` and `celery_broker_url` default to `redis_url`."""
 
     database_url: str = ""
     redis_url: str = ""
@@ -16,7 +16,7 @@ class WorkerSettings(LedgerFacts):
 
 @cache
 def worker_settings() -> WorkerSettings:
-    """Read the settings, once for a process."""
+    """Return the settings. They are read once per process."""
     read = WorkerSettings()
     return read.model_copy(
         update={

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from feeds.identifiers import ORG_ID_PATTERN, USER_ID_PATTERN
-from worker.events import read_time
+from worker.events import parse_time
 
 
 class Instant(click.ParamType[datetime]):
@@ -18,7 +18,7 @@ class Instant(click.ParamType[datetime]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Return the instant in UTC."""
         try:
-            return read_time(value)
+            return parse_time(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
