@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from tests.servers import CHECKOUT
 
 PACKAGES = ("feeds", "worker")
+CODE = {".py", ".sql", ".lua"}
 RUN_SCRIPT = """
 import sys
 from importlib.metadata import entry_points
@@ -176,6 +177,16 @@ def test_every_file_that_contributing_names_is_there():
 
     assert len(named) > 20
     assert {name for name in named if not (CHECKOUT / name).exists()} == set()
+
+
+def test_every_name_that_contributing_shows_is_in_the_code():
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text()
+    shown = set(re.findall(r"`([A-Za-z]\w+)`", text)) - {"NAME", "lifetime_s"}
+    files = [path for folder in (*PACKAGES, "tests") for path in (CHECKOUT / folder).rglob("*") if path.suffix in CODE]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in files)))
+
+    assert len(shown) > 10
+    assert shown - words == set()
 
 
 @pytest.mark.parametrize(
