@@ -1,7 +1,7 @@
-"""The rules of the cached feed, in plain Python.
+"""The rules of the cached feeds, in plain Python.
 
-One organisation. An entry is its ordinal; a feed's truth is 1 … n. `without` names a rule to leave out, so that
-a test can show what it is for.
+It models one organisation. An item is its ordinal, and a feed of n movements is 1 … n. `without` names a rule to leave
+out, so that a test can show why the rule is needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ from typing import NamedTuple
 
 RULES = {
     "append: only to a hash that has its gen",
-    "append: above the count alone",
+    "append: only above the count",
     "append: a gap deletes the list",
     "append: an absent count leaves a floor",
-    "append: a floor is no count",
+    "append: a floor is not a count",
     "append: trims to the window",
     "append: a new list takes over the time to live",
     "append: after the commit",
-    "append: looks for readers after the commit",
+    "append: looks for the hash after the commit",
     "refill: makes sure of the hash before it reads",
     "refill: the hash has a time to live",
     "refill: only under the gen it saw",
     "refill: never over a newer count",
     "refill: never over a newer floor",
-    "refill: its own feed alone",
+    "refill: only its own feed",
     "refill: replaces the list",
     "refill: the list has a time to live",
     "repeat: drops the organisation",
-    "drop: takes the counts",
+    "drop: removes the counts",
 }
 
 
@@ -40,7 +40,7 @@ class Cache(NamedTuple):
     timed: frozenset[object] = frozenset()
 
     @property
-    def warm(self) -> bool:
+    def has_hash(self) -> bool:
         return self.gen is not None or bool(self.counts) or bool(self.floors)
 
     def count(self, feed: int) -> int | None:
@@ -53,14 +53,14 @@ class Cache(NamedTuple):
         return dict(self.lists).get(feed, ())
 
 
-def changed(cache: Cache, feed: int, count: int | None, entries: Sequence[int]) -> Cache:
+def changed(cache: Cache, feed: int, count: int | None, items: Sequence[int]) -> Cache:
     """Return the cache with another count and list of one feed."""
     counts, lists = dict(cache.counts), dict(cache.lists)
     timed = cache.timed
     if count is not None:
         counts[feed] = count
-    if entries:
-        lists[feed] = tuple(entries)
+    if items:
+        lists[feed] = tuple(items)
     else:
         lists.pop(feed, None)
         timed -= {feed}
@@ -68,13 +68,13 @@ def changed(cache: Cache, feed: int, count: int | None, entries: Sequence[int]) 
 
 
 def with_floor(cache: Cache, feed: int, floor: int) -> Cache:
-    """Return the cache with another floor under one feed."""
+    """Return the cache with another floor for one feed."""
     floors = {**dict(cache.floors), feed: floor}
     return cache._replace(floors=tuple(sorted((feed, floor) for feed, floor in floors.items() if floor)))
 
 
 def append(cache: Cache, batch: Mapping[int, range], window: int, without: str = "") -> Cache:
-    """Add movements: for each feed that they touch, their ordinals."""
+    """Add movements. `batch` holds their ordinals for each feed that they belong to."""
     if cache.gen is None and without != "append: only to a hash that has its gen":
         return cache._replace(counts=(), floors=(), timed=cache.timed - {"hash"})
     for feed, ordinals in batch.items():
@@ -84,33 +84,33 @@ def append(cache: Cache, batch: Mapping[int, range], window: int, without: str =
 
 def append_to(cache: Cache, feed: int, ordinals: range, window: int, without: str) -> Cache:
     """Add movements to one feed."""
-    count, held, last = cache.count(feed), cache.list(feed), ordinals[-1]
+    count, items, last = cache.count(feed), cache.list(feed), ordinals[-1]
     if count is None:
-        if without == "append: a floor is no count":
+        if without == "append: a floor is not a count":
             return changed(cache, feed, last, ())
         floor = 0 if without == "append: an absent count leaves a floor" else max(last, cache.floor(feed))
         return with_floor(cache, feed, floor)
-    if last <= count and without != "append: above the count alone":
+    if last <= count and without != "append: only above the count":
         return cache
     gap = ordinals[0] > count + 1
-    listed = count == 0 or bool(held)
+    listed = count == 0 or bool(items)
     if gap and without != "append: a gap deletes the list":
-        held, listed = (), listed and len(ordinals) >= window
+        items, listed = (), listed and len(ordinals) >= window
     if not listed:
         return changed(cache, feed, last, ())
-    new = [ordinal for ordinal in ordinals if ordinal > count or without == "append: above the count alone"]
-    made = not held
-    held = (*held, *new)
+    new = [ordinal for ordinal in ordinals if ordinal > count or without == "append: only above the count"]
+    is_new_list = not items
+    items = (*items, *new)
     if without != "append: trims to the window":
-        held = held[-window:]
-    cache = changed(cache, feed, last, held)
-    if made and without != "append: a new list takes over the time to live":
+        items = items[-window:]
+    cache = changed(cache, feed, last, items)
+    if is_new_list and without != "append: a new list takes over the time to live":
         cache = cache._replace(timed=cache.timed | ({feed} if "hash" in cache.timed else set()))
     return cache
 
 
-def ensure(cache: Cache, gen: int, without: str = "") -> Cache:
-    """Make sure of the hash, as a reader does before it reads Postgres; a new one gets this `gen`."""
+def fence(cache: Cache, gen: int, without: str = "") -> Cache:
+    """Make sure that the hash exists, as a reader does before it reads Postgres. A new hash gets this `gen`."""
     if cache.gen is None:
         cache = cache._replace(gen=gen)
     return cache if without == "refill: the hash has a time to live" else cache._replace(timed=cache.timed | {"hash"})
@@ -119,7 +119,7 @@ def ensure(cache: Cache, gen: int, without: str = "") -> Cache:
 def put(
     cache: Cache, gen: int | None, feed: int, totals: Mapping[int, int], window: int, without: str = ""
 ) -> Cache | None:
-    """Put a feed as Postgres said; None if it is refused. `totals` are the counts that were read."""
+    """Put a feed as it was read from Postgres; None if that is refused. `totals` are the counts that were read."""
     if cache.gen != gen and without != "refill: only under the gen it saw":
         return None
     count, total = cache.count(feed), totals[feed]
@@ -128,50 +128,54 @@ def put(
     if cache.floor(feed) > total and without != "refill: never over a newer floor":
         return None
     cache = with_floor(cache, feed, 0)
-    entries = range(max(1, total - window + 1), total + 1)
-    held = cache.list(feed) if without == "refill: replaces the list" else ()
-    cache = changed(cache, feed, total, (*held, *entries))
-    if without == "refill: its own feed alone":
+    items = range(max(1, total - window + 1), total + 1)
+    before = cache.list(feed) if without == "refill: replaces the list" else ()
+    cache = changed(cache, feed, total, (*before, *items))
+    if without == "refill: only its own feed":
         for other, count in totals.items():
             cache = changed(cache, other, count, cache.list(other))
-    if entries and without != "refill: the list has a time to live":
+    if items and without != "refill: the list has a time to live":
         cache = cache._replace(timed=cache.timed | {feed})
     return cache
 
 
 def drop(cache: Cache, without: str = "") -> Cache:
     """Unlink the organisation's feeds."""
-    kept = cache if without == "drop: takes the counts" else lose_hash(cache)
-    return kept._replace(lists=(), timed=kept.timed & {"hash"})
+    left = cache if without == "drop: removes the counts" else lose_hash(cache)
+    return left._replace(lists=(), timed=left.timed & {"hash"})
 
 
 def lose_hash(cache: Cache) -> Cache:
-    """The hash is evicted, or expires."""
+    """Return the cache after the hash was evicted, or has expired."""
     return cache._replace(gen=None, counts=(), floors=(), timed=cache.timed - {"hash"})
 
 
 def lose_list(cache: Cache, feed: int) -> Cache:
-    """A list is evicted, or expires."""
+    """Return the cache after a list was evicted, or has expired."""
     return changed(cache, feed, None, ())
 
 
-def faults(cache: Cache, window: int, shown: Mapping[int, int], truth: Mapping[int, int]) -> list[str]:
-    """Return what is wrong: with what a reader may be served now, and with what is kept.
+def faults(cache: Cache, window: int, published: Mapping[int, int], committed: Mapping[int, int]) -> list[str]:
+    """Return what is wrong with the pages that a reader may get now, and with what is cached.
 
-    `shown`: per feed, the greatest ordinal that every read must show; `truth`: what is committed.
+    Args:
+        cache: What Redis holds.
+        window: How many items a list may have.
+        published: For each feed, the highest ordinal that every read must include.
+        committed: For each feed, the highest ordinal in Postgres.
     """
     wrong = []
     for feed, count in cache.counts:
-        held = cache.list(feed)
-        if count < shown[feed]:
-            wrong.append(f"feed {feed} is stale: {count} < {shown[feed]}")
-        if count > truth[feed]:
-            wrong.append(f"feed {feed} is ahead: {count} > {truth[feed]}")
-        if held and held != tuple(range(count - len(held) + 1, count + 1)):
-            wrong.append(f"feed {feed} is torn: {held} at {count}")
-        if len(held) > window:
-            wrong.append(f"feed {feed} outgrows its window: {held}")
-    kept = {"hash"} if cache.warm else set()
-    if for_ever := (kept | {feed for feed, _ in cache.lists}) - cache.timed:
-        wrong.append(f"kept for ever: {for_ever}")
+        items = cache.list(feed)
+        if count < published[feed]:
+            wrong.append(f"feed {feed} is stale: {count} < {published[feed]}")
+        if count > committed[feed]:
+            wrong.append(f"feed {feed} is ahead: {count} > {committed[feed]}")
+        if items and items != tuple(range(count - len(items) + 1, count + 1)):
+            wrong.append(f"feed {feed} is torn: {items} at {count}")
+        if len(items) > window:
+            wrong.append(f"feed {feed} is larger than its window: {items}")
+    keys = {"hash"} if cache.has_hash else set()
+    if untimed := (keys | {feed for feed, _ in cache.lists}) - cache.timed:
+        wrong.append(f"never expires: {untimed}")
     return wrong

@@ -1,8 +1,8 @@
 """Every interleaving of posting, reading and loss, up to a stated depth: are the rules enough, and is each needed?
 
-Three commits in two feeds, shown by three drains in any order (one of which may die in between and be repeated by
-another), two readers who refill without end, and two losses (the hash, a list, or all) at any moment. What a reader
-would be served is judged in every state.
+Three commits in two feeds are published by three drains in any order. One of the drains may die before it has published;
+then another one repeats its work. Two readers refill without end. Two losses (of the hash, of a list, or of everything)
+happen at any moment. In every state the test checks what a reader would get.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ COMMITS: tuple[dict[int, range], ...] = (
 
 
 NO_GEN, THE_GEN = 0, 1
-"""A `gen` never comes back: all that are not the hash's are alike."""
+"""A lost `gen` never returns, so all that are not the hash's present one are alike."""
 
 
 class Reader(NamedTuple):
-    """Where a refill stands: not begun (or again), sure of the hash, has read Postgres."""
+    """How far a refill is: idle, has a fence, or has read Postgres."""
 
     feed: int
     step: str = "idle"
@@ -37,7 +37,7 @@ class Reader(NamedTuple):
 
 
 class World(NamedTuple):
-    """All that decides what may happen next."""
+    """Everything that decides what may happen next."""
 
     cache: Cache
     drains: tuple[str, ...]
@@ -56,18 +56,19 @@ TOTALS = [totals_after(commits) for commits in range(len(COMMITS) + 1)]
 
 @cache
 def committed(drains: tuple[str, ...]) -> int:
-    return sum(step not in {"new", "warm?", "cold?", "early"} for step in drains)
+    """Return how many drains have committed."""
+    return sum(step not in {"new", "hash?", "no hash?", "early"} for step in drains)
 
 
 @cache
-def shown(drains: tuple[str, ...]) -> dict[int, int]:
-    """Return, per feed, the greatest ordinal whose event has left its stream."""
+def published(drains: tuple[str, ...]) -> dict[int, int]:
+    """Return, for each feed, the highest ordinal whose event was deleted from its stream."""
     done = [commit for commit, step in zip(COMMITS, drains, strict=True) if step == "done"]
     return {feed: max((commit[feed][-1] for commit in done if feed in commit), default=0) for feed in FEEDS}
 
 
 def steps(world: World, without: str) -> Iterator[World]:
-    """Return every world that one step of anybody makes of this one."""
+    """Return every world that follows from this one by one step of one drain, reader or loss."""
     for i in range(len(COMMITS)):
         yield from drain(world, i, without)
     for i in range(len(world.readers)):
@@ -78,21 +79,21 @@ def steps(world: World, without: str) -> Iterator[World]:
 
 
 def drain(world: World, i: int, without: str) -> Iterator[World]:
-    """One drain: commit, look whether anybody reads, append, delete the entries; or die and be repeated at any time."""
+    """One drain: commit, look for the hash, append, delete the entries; or die, and be repeated at any time."""
 
-    def at(step: str, held: Cache = world.cache, deaths: int = world.deaths) -> World:
+    def at(step: str, after: Cache = world.cache, deaths: int = world.deaths) -> World:
         drains = (*world.drains[:i], step, *world.drains[i + 1 :])
-        return World(held, drains, world.readers, world.losses, deaths)
+        return World(after, drains, world.readers, world.losses, deaths)
 
     match world.drains[i]:
-        case "new" | "warm?" | "cold?" | "early":
+        case "new" | "hash?" | "no hash?" | "early":
             yield from before_commit(world, i, without, at)
         case "committed":
-            # Nothing is left to do for a drain that found nobody: it is done at once.
-            yield at("warm" if world.cache.warm else "done")
+            # Without a hash there is nothing to append to: the drain is done.
+            yield at("hash" if world.cache.has_hash else "done")
             if world.deaths:
                 yield at("done", repeated(world.cache, without), world.deaths - 1)
-        case "warm":
+        case "hash":
             yield at("done", appended(world.cache, i, without))
             if world.deaths:
                 yield at("dead", appended(world.cache, i, without), world.deaths - 1)
@@ -101,74 +102,74 @@ def drain(world: World, i: int, without: str) -> Iterator[World]:
 
 
 def before_commit(world: World, i: int, without: str, at: Callable[..., World]) -> Iterator[World]:
-    """One drain's first steps, the wrong ones too."""
-    step, turn = world.drains[i], committed(world.drains) == i
-    if without == "append: looks for readers after the commit" and step == "new":
-        yield at("warm?" if world.cache.warm else "cold?")
+    """The first steps of one drain, with the wrong ones that a missing rule allows."""
+    step, is_next = world.drains[i], committed(world.drains) == i
+    if without == "append: looks for the hash after the commit" and step == "new":
+        yield at("hash?" if world.cache.has_hash else "no hash?")
     elif without == "append: after the commit" and step == "new":
-        if turn and "early" not in world.drains:
+        if is_next and "early" not in world.drains:
             yield at("early", appended(world.cache, i, without))
-    elif turn:
-        yield at({"new": "committed", "warm?": "warm", "cold?": "done", "early": "done"}[step])
+    elif is_next:
+        yield at({"new": "committed", "hash?": "hash", "no hash?": "done", "early": "done"}[step])
 
 
 def read(world: World, i: int, without: str) -> Iterator[World]:
-    """One reader after a miss: make sure of the hash, read Postgres, put; refused or not, again and again."""
+    """One reader after a miss: fence, read Postgres, put; whether or not the put is refused, it starts again."""
     reader = world.readers[i]
 
-    def at(changed: Reader, held: Cache = world.cache) -> World:
+    def at(changed: Reader, after: Cache = world.cache) -> World:
         readers = (*world.readers[:i], changed, *world.readers[i + 1 :])
-        return World(held, world.drains, readers, world.losses, world.deaths)
+        return World(after, world.drains, readers, world.losses, world.deaths)
 
     late = without == "refill: makes sure of the hash before it reads"
     totals = TOTALS[committed(world.drains)]
     read_now = (totals[0], totals[1])
     match reader.step:
         case "idle" if late:
-            yield at(reader._replace(step="sure", totals=read_now))
-        case "sure" if late:
-            sure = model.ensure(world.cache, THE_GEN, without)
-            yield at(reader._replace(step="has read", gen=THE_GEN), sure)
+            yield at(reader._replace(step="fenced", totals=read_now))
+        case "fenced" if late:
+            fenced = model.fence(world.cache, THE_GEN, without)
+            yield at(reader._replace(step="has read", gen=THE_GEN), fenced)
         case "idle":
-            sure = model.ensure(world.cache, THE_GEN, without)
-            yield at(reader._replace(step="sure", gen=THE_GEN), sure)
-        case "sure":
+            fenced = model.fence(world.cache, THE_GEN, without)
+            yield at(reader._replace(step="fenced", gen=THE_GEN), fenced)
+        case "fenced":
             yield at(reader._replace(step="has read", totals=read_now))
         case "has read":
-            kept = put(world.cache, reader, without)
-            yield at(Reader(reader.feed), world.cache if kept is None else kept)
+            after = put(world.cache, reader, without)
+            yield at(Reader(reader.feed), world.cache if after is None else after)
 
 
 @cache
-def faults(held: Cache, drains: tuple[str, ...]) -> list[str]:
+def faults(before: Cache, drains: tuple[str, ...]) -> list[str]:
     """Return what is wrong in such a world."""
-    return model.faults(held, WINDOW, shown(drains), TOTALS[committed(drains)])
+    return model.faults(before, WINDOW, published(drains), TOTALS[committed(drains)])
 
 
 @cache
-def appended(held: Cache, i: int, without: str) -> Cache:
-    return model.append(held, COMMITS[i], WINDOW, without)
+def appended(before: Cache, i: int, without: str) -> Cache:
+    return model.append(before, COMMITS[i], WINDOW, without)
 
 
 @cache
-def repeated(held: Cache, without: str) -> Cache:
-    return held if without == "repeat: drops the organisation" else model.drop(held, without)
+def repeated(before: Cache, without: str) -> Cache:
+    return before if without == "repeat: drops the organisation" else model.drop(before, without)
 
 
 @cache
-def put(held: Cache, reader: Reader, without: str) -> Cache | None:
-    return model.put(held, reader.gen, reader.feed, dict(enumerate(reader.totals)), WINDOW, without)
+def put(before: Cache, reader: Reader, without: str) -> Cache | None:
+    return model.put(before, reader.gen, reader.feed, dict(enumerate(reader.totals)), WINDOW, without)
 
 
 @cache
-def lost(held: Cache) -> set[Cache]:
+def lost(before: Cache) -> set[Cache]:
     """Return what one loss may leave."""
-    left = {model.lose_hash(held), *(model.lose_list(held, feed) for feed in FEEDS), Cache()}
-    return left - {held}
+    left = {model.lose_hash(before), *(model.lose_list(before, feed) for feed in FEEDS), Cache()}
+    return left - {before}
 
 
-def alike(world: World) -> World:
-    """Return the one world that stands for all that differ in nothing that matters."""
+def normalised(world: World) -> World:
+    """Return one world for all worlds that differ only in the order of readers or in a `gen` that is lost."""
     readers = world.readers
     if world.cache.gen is None:
         readers = tuple(reader._replace(gen=NO_GEN) if reader.gen else reader for reader in readers)
@@ -176,14 +177,14 @@ def alike(world: World) -> World:
 
 
 def explore(readers: tuple[int, ...], losses: int = 2, deaths: int = 1, without: str = "") -> tuple[int, list[str]]:
-    """Visit every world; return how many there are, and the faults of the first that has any."""
+    """Visit every world. Return how many there are, and the faults of the first world that has any."""
     start = World(Cache(), ("new",) * len(COMMITS), tuple(Reader(feed) for feed in readers), losses, deaths)
     known, frontier = {start}, [start]
     while frontier:
         world = frontier.pop()
         if wrong := faults(world.cache, world.drains):
             return len(known), wrong
-        for following in map(alike, steps(world, without)):
+        for following in map(normalised, steps(world, without)):
             if following not in known:
                 known.add(following)
                 frontier.append(following)
