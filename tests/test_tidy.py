@@ -186,7 +186,7 @@ def test_a_producer_needs_the_core_dependencies_alone():
     installed = locked_names()
     forbidden = import_names(installed - required_by(CORE))
     assert forbidden >= {
-        "psycopg", "psycopg_pool", "rich", "starlette", "granian", "pydantic_settings", "typeid", "uuid_utils",
+        "psycopg", "rich", "starlette", "granian", "pydantic_settings", "typeid", "uuid_utils",
         "prometheus_client", "hiredis", "pytest",
     }  # fmt: skip
     done = import_without(forbidden, "worker.producer")
