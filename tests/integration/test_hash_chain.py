@@ -14,7 +14,7 @@ from tests.integration.test_verify import HISTORY, post
 from tests.seed import MIXED, seed
 from worker.__main__ import cli
 from worker.audit.ledger import NotedHash, audit_ledger
-from worker.ledger.hash_chain import chain, content, start_chain
+from worker.ledger.hash_chain import hashed_content, initial_hash, next_hash
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ LINE = Movement(
 
 
 def test_what_is_hashed_is_what_the_docstring_says():
-    assert content(LINE) == (
+    assert hashed_content(LINE) == (
         b"7 018f0000000070008000000000000001 c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6"
     )
     allot = LINE._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=())
-    assert content(allot) == b"7 018f0000000070008000000000000001 a 10 - u1 2026-06-01T10:00:00.000000Z -"
-    assert chain(start_chain("org_a"), LINE) == sha256(sha256(b"org_a").digest() + content(LINE)).digest()
+    assert hashed_content(allot) == b"7 018f0000000070008000000000000001 a 10 - u1 2026-06-01T10:00:00.000000Z -"
+    assert next_hash(initial_hash("org_a"), LINE) == sha256(sha256(b"org_a").digest() + hashed_content(LINE)).digest()
 
 
 def test_the_chain_can_be_walked_line_by_line_with_nothing_but_sha256(connection):

@@ -32,11 +32,11 @@ PARAMETERS = {
     "read_grants": {"org_nos": list(range(500)), "ref_org_nos": [1] * 500, "grant_refs": ["g"] * 500},
     "read_usages": {"ref_org_nos": [1] * 500, "usage_refs": ["u"] * 500},
     "write_organisations": {
-        "org_nos": [1] * 500,
+        "org_no": [1] * 500,
         "counts": ["{1}"] * 500,
-        "grant_counts": [1] * 500,
-        "last_created_ats": [None] * 500,
-        "last_hashes": [None] * 500,
+        "grants": [1] * 500,
+        "last_created_at": [None] * 500,
+        "last_hash": [None] * 500,
     },
 }
 

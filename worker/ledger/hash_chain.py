@@ -1,8 +1,8 @@
-"""How does each line of an organisation's ledger prove those before it?
+"""How does the hash of a movement prove all movements before it?
 
-A line's hash is the SHA-256 over the hash before it (32 bytes) and the line's content; before the first line
-stands the SHA-256 of the `org_id`. Whoever noted a position and its hash can tell later whether anything up to
-there was changed: `verify ORG --from POSITION --hash HASH`.
+The hash of a movement is the SHA-256 over the previous movement's hash (32 bytes) and the movement's content. The first
+movement of an organisation takes the SHA-256 of the `org_id` as the previous hash. If you note a position and its hash,
+you can check later that nothing up to that position was changed: `verify ORG --from POSITION --hash HASH`.
 """
 
 from datetime import UTC, datetime
@@ -13,21 +13,21 @@ from feeds.movement import Movement, format_utc
 from feeds.page import EVERYTHING
 
 
-def start_chain(org_id: str) -> bytes:
-    """Return what stands in for the hash before an organisation's first line."""
+def initial_hash(org_id: str) -> bytes:
+    """Return what an organisation's first movement takes as the previous hash."""
     return sha256(org_id.encode()).digest()
 
 
-def chain(previous: bytes, movement: Movement) -> bytes:
-    """Return a line's hash, given that of the line before it."""
-    return sha256(previous + content(movement)).digest()
+def next_hash(previous: bytes, movement: Movement) -> bytes:
+    """Return the hash of a movement, given the hash of the movement before it."""
+    return sha256(previous + hashed_content(movement)).digest()
 
 
-def content(movement: Movement) -> bytes:
-    """Return what is hashed of a line: eight fields between single spaces, which no field holds.
+def hashed_content(movement: Movement) -> bytes:
+    """Return what is hashed of a movement: eight fields separated by single spaces. No field holds a space.
 
-    Position, id (32 hexadecimal digits), kind's letter, credits, usage kind or `-`, ref, time in UTC with six digits of
-    the second, draws or `-`: `7 018f… c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6`.
+    Position, id (32 hexadecimal digits), letter of the kind, credits, usage kind or `-`, ref, time in UTC with six
+    digits of the second, draws or `-`: `7 018f… c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6`.
     """
     return (
         f"{movement.ordinals[EVERYTHING]} {movement.id.hex} {movement.kind.letter} {movement.credits}"
@@ -37,11 +37,11 @@ def content(movement: Movement) -> bytes:
 
 
 def format_instant(instant: datetime) -> str:
-    """Return a time in UTC with six digits of the second, which Postgres reads too."""
+    """Return a time in UTC with six digits of the second. Postgres reads this form too."""
     return format_utc(instant.astimezone(UTC), "microseconds")
 
 
-@lru_cache(maxsize=16)  # for the hash, and then for the line
+@lru_cache(maxsize=16)  # called twice for each movement: for its hash, then for its row
 def format_draws(draws: tuple[tuple[int, int], ...]) -> str:
-    """Return which grant (by number) gave how many credits, as the ledger keeps it."""
+    """Return which grant (by number) gave how many credits, as the ledger stores it."""
     return ",".join([f"{grant_no}:{drawn}" for grant_no, drawn in draws])

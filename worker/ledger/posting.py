@@ -1,16 +1,18 @@
 """Which movements does an event cause?
 
-The rules of credits, section 3 of the contract, on values alone: no clock, no database.
+The rules of credits (worker/README.md), as functions of values: no clock, no database.
 """
 
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from functools import cache
+from typing import NamedTuple
 
 from feeds.movement import USAGE_CAUSED, AnyUUID, Kind, Movement
-from feeds.page import feed_numbers
+from feeds.page import EVERYTHING, feed_numbers
 from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
 
 FUTURE_TOLERANCE = timedelta(seconds=300)
@@ -21,26 +23,26 @@ feeds_of = cache(feed_numbers)
 
 
 class EventInFuture(EventRefused):
-    """The producer's clock runs ahead by more than 300 s. Mend it, then replay."""
+    """The event's time is more than 300 s ahead of Postgres's clock. Set the producer's clock, then replay it."""
 
     code = "occurred_in_future"
 
 
 class EventConflict(EventRefused):
-    """Two different events share a ref. Ask the producer which one is true."""
+    """Two different events share a ref. Ask the producer which of them is right."""
 
     code = "conflict"
 
 
 class GrantUnknown(EventRefused):
-    """A revoke of a grant never seen. Replay it once the grant has arrived."""
+    """A revoke names a grant that was never posted. Replay the revoke once the grant has arrived."""
 
     code = "unknown_grant"
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for every posting of a batch. `now` is Postgres's clock."""
+    """What is the same for all events of a batch. `now` is Postgres's clock; `usage_numbers` is the ledger's."""
 
     now: datetime
     expiry_grace: timedelta
@@ -48,9 +50,21 @@ class Terms:
     new_id: Callable[[], AnyUUID]
 
 
+class State(Enum):
+    """What a grant is good for."""
+
+    PENDING = auto()  # its start has not come: it has no movement yet and cannot be drawn
+    ACTIVE = auto()  # it is allotted and can be drawn
+    CLOSED = auto()  # it is used up, expired or revoked, and stays so
+
+
 @dataclass(slots=True)
 class Grant:
-    """Credits given: pending without `allot_position`, drawable while open, empty once closed."""
+    """Credits that a plan or a promotion gave.
+
+    `allot_position` is the position of the allot movement, None until the grant has one. `open` is false once the grant
+    is closed; `remaining` is zero before the allot and after the close.
+    """
 
     grant_no: int
     grant_ref: str
@@ -67,14 +81,21 @@ class Grant:
     open: bool = True
     revoke_reason: str | None = None
 
+    @property
+    def state(self) -> State:
+        """Return what the grant is good for."""
+        if not self.open:
+            return State.CLOSED
+        return State.PENDING if self.allot_position is None else State.ACTIVE
+
 
 @dataclass(slots=True)
 class Organisation:
-    """An organisation's state under its row lock, and what this batch adds to it.
+    """The state of an organisation whose row is locked, and what this batch adds to it.
 
-    `grants` holds the open ones and those that the batch names; `usages` maps a known usage ref to
-    its kind and credits; `counts` are numbered by feed; `last_hash` is the newest line's. `movements`
-    holds the new lines that are not written yet, `changed_grants` what this batch has changed.
+    `counts` holds the number of movements of each feed, by the feed's number. `last_created_at` and `last_hash` are the
+    newest movement's. `grants` holds, by ref, the open grants and those that the batch names; `usages` the kind and
+    credits of those usages of the batch that are posted. `movements` are not written yet, `changed_grants` neither.
     """
 
     org_id: str
@@ -86,14 +107,14 @@ class Organisation:
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)
     changed_grants: dict[int, Grant] = field(default_factory=dict)
-    drawable: list[Grant] | None = None
+    draw_list: list[Grant] | None = None
     settled_at: datetime | None = None
 
 
 def post(event: Event, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
-    """Add to the organisation what the event causes; what time alone causes comes first.
+    """Add to the organisation what the event causes, after the starts and ends that have come.
 
-    `added_at` is when the event became ours. Raises EventRefused; what was settled stays.
+    `added_at` is when the event was added to its stream. Raises EventRefused; the starts and ends are posted even then.
     """
     settle(organisation, terms)
     match event:
@@ -105,39 +126,48 @@ def post(event: Event, organisation: Organisation, terms: Terms, added_at: datet
             post_revoke(event, organisation, terms)
 
 
-def settle(organisation: Organisation, terms: Terms) -> None:
-    """Post the starts and ends that have come: by instant, allot before expire, then by arrival.
+class Change(NamedTuple):
+    """A start or an end of a grant."""
 
-    Nothing can be due twice at one `now`, so a batch settles an organisation once, and again after
-    a new grant.
+    at: datetime
+    is_end: bool
+    grant: Grant
+
+
+def settle(organisation: Organisation, terms: Terms) -> None:
+    """Allot the grants that have started and expire those that have ended, in the order of time.
+
+    At the same time, starts come before ends, then older grants before newer ones. All events of a batch share one
+    `now`, so settling once is enough, and once more after each new grant.
     """
     if organisation.settled_at == terms.now:
         return
     organisation.settled_at = terms.now
-    for _, ends, _, grant in sorted(due(organisation, terms), key=lambda instant: instant[:3]):
-        if ends:
-            close(organisation, terms, grant, Kind.EXPIRE)
+    changes = find_due_changes(organisation, terms)
+    for change in sorted(changes, key=lambda change: (change.at, change.is_end, change.grant.grant_no)):
+        if change.is_end:
+            close(organisation, terms, change.grant, Kind.EXPIRE)
         else:
-            allot(organisation, terms, grant)
+            allot(organisation, terms, change.grant)
 
 
-def due(organisation: Organisation, terms: Terms) -> list[tuple[datetime, bool, int, Grant]]:
-    """Return the instants that have come: when, whether it is an end, the grant's arrival, the grant."""
-    instants = []
+def find_due_changes(organisation: Organisation, terms: Terms) -> Iterator[Change]:
+    """Yield the starts and ends of open grants that have come."""
     for grant in organisation.grants.values():
-        if not grant.open:
+        state = grant.state
+        if state is State.CLOSED:
             continue
-        if grant.allot_position is None:
-            if (grant.effective_at or ALWAYS) > terms.now:
+        if state is State.PENDING:
+            starts_at = grant.effective_at or ALWAYS
+            if starts_at > terms.now:
                 continue
-            instants.append((grant.effective_at or ALWAYS, False, grant.grant_no, grant))
+            yield Change(starts_at, False, grant)
         if grant.expires_at and grant.expires_at <= terms.now - terms.expiry_grace:
-            instants.append((grant.expires_at + terms.expiry_grace, True, grant.grant_no, grant))
-    return instants
+            yield Change(grant.expires_at + terms.expiry_grace, True, grant)
 
 
 def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
-    """Draw the credits from grants; what they cannot give overflows."""
+    """Draw the credits from grants; what the grants cannot give overflows."""
     if usage.credits == 0:
         return
     known = organisation.usages.get(usage.usage_ref)
@@ -151,20 +181,19 @@ def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, adde
     organisation.usages[usage.usage_ref] = (usage.usage_kind, usage.credits)
     draws, overflow = draw(usage.credits, organisation, occurred_at)
     if draws:
-        line = (usage.usage_ref, usage.usage_kind, tuple(draws))
-        add(organisation, terms, Kind.CONSUME, overflow - usage.credits, *line)
+        consumed, drawn = usage.credits - overflow, tuple(draws)
+        add_movement(organisation, terms, Kind.CONSUME, -consumed, usage.usage_ref, usage.usage_kind, drawn)
     if overflow:
-        add(organisation, terms, Kind.OVERFLOW, -overflow, usage.usage_ref, usage.usage_kind)
+        add_movement(organisation, terms, Kind.OVERFLOW, -overflow, usage.usage_ref, usage.usage_kind)
 
 
 def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime) -> tuple[list[tuple[int, int]], int]:
-    """Take credits from the grants that were drawable at `occurred_at`, in draw order.
+    """Take credits from the active grants that were valid at `occurred_at`, in draw order.
 
-    Returns what each grant (by number) gives, and the credits that none could give. The order is
-    OpenMeter's, with our last tie-break.
+    Returns what each grant (by number) gives, and the credits that no grant could give.
     """
     draws = []
-    for grant in drawable(organisation):
+    for grant in list_drawable(organisation):
         if not credits_wanted:
             break
         if (grant.effective_at or ALWAYS) <= occurred_at < (grant.expires_at or NEVER):
@@ -175,26 +204,26 @@ def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime)
             organisation.changed_grants[grant.grant_no] = grant
             draws.append((grant.grant_no, taken))
             credits_wanted -= taken
-    if draws and any(not grant.open for grant in drawable(organisation)):
-        organisation.drawable = None
+    if draws and any(not grant.open for grant in list_drawable(organisation)):
+        organisation.draw_list = None
     return draws, credits_wanted
 
 
-def drawable(organisation: Organisation) -> list[Grant]:
-    """Return the allotted, open grants in draw order; kept until one of them closes."""
-    if organisation.drawable is None:
-        allotted = [grant for grant in organisation.grants.values() if grant.open and grant.allot_position]
-        organisation.drawable = sorted(allotted, key=draw_order)
-    return organisation.drawable
+def list_drawable(organisation: Organisation) -> list[Grant]:
+    """Return the active grants in draw order. The list is kept until one of them closes."""
+    if organisation.draw_list is None:
+        active = [grant for grant in organisation.grants.values() if grant.state is State.ACTIVE]
+        organisation.draw_list = sorted(active, key=draw_order)
+    return organisation.draw_list
 
 
 def draw_order(grant: Grant) -> tuple[int, datetime, datetime, int]:
-    """Lower priority first, then the sooner end (never last), the earlier start (none first), the earlier allot."""
+    """Our own order: lower priority, then sooner end (none is last), earlier start (none is first), earlier allot."""
     return grant.priority, grant.expires_at or NEVER, grant.effective_at or ALWAYS, grant.allot_position or 0
 
 
 def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> None:
-    """Allot the grant, or keep it pending until it starts."""
+    """Allot a new grant, or keep it pending until it starts."""
     known = organisation.grants.get(event.grant_ref)
     if known:
         if any(getattr(known, name) != getattr(event, name) for name in GRANT_CONTENT):
@@ -211,46 +240,47 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
 
 
 GRANT_CONTENT = ("credits", "source", "priority", "effective_at", "expires_at")
+"""The fields in which two grant events of one ref must agree."""
 
 
 def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -> None:
-    """Claw back what remains of an open grant; a closed one has nothing to give."""
+    """Claw back what remains of a grant; a closed grant has nothing to give."""
     grant = organisation.grants.get(revoke.grant_ref)
     if grant is None:
         raise GrantUnknown("no grant with this grant_ref has been posted")
-    if grant.open:
+    if grant.state is not State.CLOSED:
         grant.revoke_reason = revoke.reason
         close(organisation, terms, grant, Kind.REVOKE)
     elif grant.drawn == grant.credits and grant.revoke_reason is None:
-        # Used up and therefore closed by us, not by an end: the reason is still worth keeping.
+        # The grant is closed because it is used up, not because it ended: the reason is still worth keeping.
         grant.revoke_reason = revoke.reason
         organisation.changed_grants[grant.grant_no] = grant
 
 
 def allot(organisation: Organisation, terms: Terms, grant: Grant) -> None:
-    """Make a grant drawable, with its line."""
-    add(organisation, terms, Kind.ALLOT, grant.credits, grant.grant_ref)
-    grant.allot_position = organisation.counts[0]
+    """Make a grant active, and add its allot movement."""
+    add_movement(organisation, terms, Kind.ALLOT, grant.credits, grant.grant_ref)
+    grant.allot_position = organisation.counts[EVERYTHING]
     grant.remaining = grant.credits
     organisation.changed_grants[grant.grant_no] = grant
-    if organisation.drawable is not None:
-        insort(organisation.drawable, grant, key=draw_order)
+    if organisation.draw_list is not None:
+        insort(organisation.draw_list, grant, key=draw_order)
 
 
 def close(organisation: Organisation, terms: Terms, grant: Grant, kind: Kind) -> None:
-    """End a grant for good, with a line where something remained."""
+    """Close a grant for good, and add a movement of this kind (expire or revoke) if credits remained."""
     lapsed, grant.remaining, grant.open = grant.remaining, 0, False
     organisation.changed_grants[grant.grant_no] = grant
-    organisation.drawable = None
+    organisation.draw_list = None
     if kind is Kind.EXPIRE:
         grant.expired = lapsed
     else:
         grant.revoked = lapsed
     if lapsed:
-        add(organisation, terms, kind, -lapsed, grant.grant_ref)
+        add_movement(organisation, terms, kind, -lapsed, grant.grant_ref)
 
 
-def add(  # noqa: PLR0913, PLR0917 -- the columns of a line
+def add_movement(  # noqa: PLR0913, PLR0917 -- the fields of a movement
     organisation: Organisation,
     terms: Terms,
     kind: Kind,
@@ -259,22 +289,12 @@ def add(  # noqa: PLR0913, PLR0917 -- the columns of a line
     usage_kind: str | None = None,
     draws: tuple[tuple[int, int], ...] = (),
 ) -> None:
-    """Write one line, with its place in each of its feeds; `created_at` never goes back."""
+    """Add one movement, with its ordinal in each of its feeds. `created_at` never goes back."""
     usage_number = terms.usage_numbers[usage_kind] if usage_kind is not None and kind in USAGE_CAUSED else None
     ordinals = {}
     for number in feeds_of(kind, usage_number):
         organisation.counts[number] += 1
         ordinals[number] = organisation.counts[number]
-    organisation.last_created_at = max(organisation.last_created_at, terms.now)
-    organisation.movements.append(
-        Movement(
-            terms.new_id(),
-            kind,
-            signed_credits,
-            usage_kind,
-            usage_ref,
-            organisation.last_created_at,
-            ordinals,
-            draws,
-        )
-    )
+    created_at = organisation.last_created_at = max(organisation.last_created_at, terms.now)
+    movement = Movement(terms.new_id(), kind, signed_credits, usage_kind, usage_ref, created_at, ordinals, draws)
+    organisation.movements.append(movement)

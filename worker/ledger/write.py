@@ -1,7 +1,7 @@
 """How is a batch of entries posted, once and whole?"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -25,35 +25,34 @@ from worker.events import (
     parse_event,
 )
 from worker.ledger.arrays import (
-    as_arrays,
+    MovementRow,
     format_array,
     format_columns,
     format_grants,
     format_movement,
+    format_movements,
     format_organisations,
 )
 from worker.ledger.dead_letters import bury
 from worker.ledger.entries import Entry, Refusal
-from worker.ledger.hash_chain import chain, start_chain
+from worker.ledger.hash_chain import initial_hash, next_hash
 from worker.ledger.posting import Grant, Organisation, Terms, post
 
 SQL = load_queries(__file__)
 
 WRITTEN_AT_ONCE = 250
-"""How many events are posted before their lines are sent: Postgres writes them while the next are posted here."""
-NOT_THE_EVENTS_FAULT = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
-"""Classes of SQLSTATE that speak of the server, the connection or our set-up: retried, never buried."""
-
-Buried = Mapping[tuple[str, str], set[bytes]]
-"""The digests that lie buried, by stream and entry id."""
+"""After how many events their movements are sent: Postgres writes them while Python posts the next events."""
+SERVER_FAULTS = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
+"""Classes of SQLSTATE that blame the server, the connection or our set-up. They are retried, and no event is buried."""
 
 
 @dataclass(slots=True)
 class Posted:
-    """What a batch came to: new movements by organisation, the organisations it named, what was buried.
+    """The result of a batch.
 
-    `types` counts the events that were posted. `splits`: how often the batch was halved, in search of an event that
-    the database refuses.
+    `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what was
+    buried. `types` counts the posted events by type. `splits` counts how often the batch was halved to find an event
+    that the database refuses.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
@@ -63,10 +62,10 @@ class Posted:
     splits: int = 0
 
     def merge(self, other: "Posted") -> "Posted":
-        """Return both halves of a batch, this one first."""
+        """Return the result of this half of a batch and the `other`, which was posted after it."""
         movements = defaultdict(list, self.movements)
-        for org_id, lines in other.movements.items():
-            movements[org_id] = movements[org_id] + lines
+        for org_id, later in other.movements.items():
+            movements[org_id] = movements[org_id] + later
         return Posted(
             dict(movements),
             self.org_ids | other.org_ids,
@@ -76,36 +75,61 @@ class Posted:
         )
 
 
+@dataclass(slots=True)
+class Batch:
+    """What the posting of a batch works with while its organisations are locked.
+
+    `org_nos` and `organisations` go by org_id. `buried` holds, by stream and entry id, the digests of the entries that
+    are dead letters already. `terms` is read last.
+    """
+
+    connection: Connection[Any]
+    ledger: Ledger
+    posted: Posted
+    org_nos: dict[str, int] = field(default_factory=dict)
+    organisations: dict[str, Organisation] = field(default_factory=dict)
+    buried: dict[tuple[str, str], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    terms: Terms = field(init=False)
+
+
 def post_entries(
     connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool = False
 ) -> Posted:
-    """Post entries in their order, in the caller's transaction; bury what cannot be posted.
+    """Post entries in their order, in the caller's transaction, and bury those that cannot be posted.
 
-    What the database refuses is found by halving. An entry that was buried before is passed over,
-    unless it is to be tried `again`. Raises psycopg.Error where the server is at fault, not an event.
+    An event that the database refuses is found by halving the batch.
+
+    Args:
+        connection: To Postgres, in a transaction.
+        ledger: The facts of the ledger.
+        entries: The batch.
+        again: Post entries that are dead letters already; without it they are passed over.
+
+    Raises:
+        psycopg.Error: The server is at fault, not an event. Nothing is posted; try again later.
     """
     try:
         with connection.transaction():
             return post_batch(connection, ledger, entries, again=again)
     except psycopg.Error as error:
-        if is_transient(error):
+        if is_servers_fault(error):
             raise
         if len(entries) == 1:
-            return give_up(connection, entries[0], error)
+            return bury_refused(connection, entries[0], error)
     middle = len(entries) // 2
     first = post_entries(connection, ledger, entries[:middle], again=again)
     return first.merge(post_entries(connection, ledger, entries[middle:], again=again))
 
 
-def is_transient(error: psycopg.Error) -> bool:
-    """Tell whether trying the same batch again can help."""
+def is_servers_fault(error: psycopg.Error) -> bool:
+    """Tell whether the same batch may succeed later."""
     if error.sqlstate:
-        return error.sqlstate[:2] in NOT_THE_EVENTS_FAULT
+        return error.sqlstate[:2] in SERVER_FAULTS
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
-def give_up(connection: Connection[Any], entry: Entry, error: psycopg.Error) -> Posted:
-    """Bury the one entry that the database will not have."""
+def bury_refused(connection: Connection[Any], entry: Entry, error: psycopg.Error) -> Posted:
+    """Bury the one entry that the database refuses."""
     code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
     reason = EventRefused(f"the database refused it{code}: {error.diag.message_primary or type(error).__name__}")
     with connection.transaction():
@@ -114,32 +138,101 @@ def give_up(connection: Connection[Any], entry: Entry, error: psycopg.Error) -> 
 
 
 def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool) -> Posted:
-    """Lock the organisations, read what the rules need, post, and write the outcome."""
+    """Lock the organisations, read what the rules need, post the events, and write the result."""
     events, refusals = parse_entries(entries, ledger)
     org_ids = sorted({event.org_id for _, event in events})
-    buried, org_nos, organisations = lock(connection, ledger, org_ids, [] if again else entries)
-    terms = read(connection, ledger, org_nos, organisations, [event for _, event in events])
-    posted = Posted({}, set(org_ids), refusals)
+    batch = Batch(connection, ledger, Posted(org_ids=set(org_ids), refusals=refusals))
+    lock_organisations(batch, org_ids, [] if again else entries)
+    read_named(batch, [event for _, event in events])
+    batch.terms = read_terms(batch)
     with connection.pipeline():
         for start in range(0, len(events), WRITTEN_AT_ONCE):
             part = events[start : start + WRITTEN_AT_ONCE]
-            post_events(part, buried, organisations, terms, posted)
-            named = [organisations[org_id] for org_id in dict.fromkeys(event.org_id for _, event in part)]
-            write_lines(connection, ledger, org_nos, named, posted)
-        write_states(connection, org_nos, organisations, posted)
-        if posted.refusals:
-            bury(connection, posted.refusals)
-    return posted
+            post_events(batch, part)
+            write_movements(batch, dict.fromkeys(event.org_id for _, event in part))
+        write_grants(batch)
+        write_organisations(batch)
+        if batch.posted.refusals:
+            bury(connection, batch.posted.refusals)
+    return batch.posted
 
 
-def post_events(
-    events: Sequence[tuple[Entry, Event]],
-    buried: Buried,
-    organisations: Mapping[str, Organisation],
-    terms: Terms,
-    posted: Posted,
-) -> None:
-    """Post events to their organisations, and note what came of each."""
+def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
+    """Return the entries that hold an event, each with its event, and refusals of the others."""
+    events, refusals = [], []
+    for entry in entries:
+        try:
+            if entry.size > EVENT_BYTES:  # `raw` may be cut, and then no longer shows the true size
+                raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {entry.size}")
+            events.append((entry, parse_event(entry.raw, ledger.usage_numbers)))
+        except EventRefused as reason:
+            refusals.append(Refusal(entry, reason))
+    return events, refusals
+
+
+def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[Entry]) -> None:
+    """Insert the organisations that are new, lock and read all, and find which of the entries were buried before."""
+    sources = {
+        "streams": format_array(entry.stream for entry in entries),
+        "entry_ids": format_array(entry.entry_id for entry in entries),
+    }
+    connection = batch.connection
+    with connection.pipeline():
+        connection.execute(SQL["bound_work"])
+        found = connection.execute(SQL["find_buried"], sources)
+        connection.execute(SQL["insert_organisations"], {"org_ids": format_array(org_ids)})
+        locked = connection.execute(SQL["lock_organisations"], {"org_ids": format_array(org_ids)})
+    for stream, entry_id, digest in found:
+        batch.buried[stream, entry_id].add(digest)
+    feeds = count_feeds(batch.ledger.usage_kinds)
+    for org_id, org_no, known_counts, grant_count, last_created_at, last_hash in locked:
+        counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
+        batch.org_nos[org_id] = org_no
+        batch.organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at, last_hash)
+
+
+def read_named(batch: Batch, events: Sequence[Event]) -> None:
+    """Read into the locked organisations their open grants, and the grants and usages that the events name.
+
+    These are later statements than the one that waited for the locks, so they see what was committed in the meantime.
+    """
+    org_nos = batch.org_nos
+    # Each ref once: a usage is the sum of its movements, and a ref that is named twice would be summed twice.
+    usages = dict.fromkeys(
+        (org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)
+    )
+    grants = dict.fromkeys(
+        (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
+    )
+    with batch.connection.pipeline():
+        found_grants = batch.connection.execute(
+            SQL["read_grants"],
+            {"org_nos": format_array(org_nos.values()), **format_columns(grants, "ref_org_nos", "grant_refs")},
+        )
+        found_usages = batch.connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
+    by_no = {org_nos[org_id]: organisation for org_id, organisation in batch.organisations.items()}
+    for (
+        org_no, grant_no, grant_ref, credits_given, source, priority, effective_at, expires_at,
+        remaining, drawn, expired, revoked, allot_position, is_open, revoke_reason,
+    ) in found_grants:  # fmt: skip
+        by_no[org_no].grants[grant_ref] = Grant(
+            grant_no, grant_ref, credits_given, source, priority, effective_at, expires_at,
+            remaining, drawn, expired, revoked, allot_position, is_open, revoke_reason,
+        )  # fmt: skip
+    usage_kinds = batch.ledger.usage_kinds
+    for org_no, usage_ref, usage_number, credits_used in found_usages:
+        by_no[org_no].usages[usage_ref] = (usage_kinds[usage_number], credits_used)
+
+
+def read_terms(batch: Batch) -> Terms:
+    """Return what is the same for all events of the batch. The clock is read after the locks were granted."""
+    [(now,)] = batch.connection.execute(SQL["read_clock"]).fetchall()
+    return Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers, uuid7)
+
+
+def post_events(batch: Batch, events: Sequence[tuple[Entry, Event]]) -> None:
+    """Post events to their organisations; note which were posted and which were refused."""
+    buried, organisations, terms, posted = batch.buried, batch.organisations, batch.terms, batch.posted
     for entry, event in events:
         if (entry.stream, entry.entry_id) in buried and entry.digest in buried[entry.stream, entry.entry_id]:
             continue
@@ -151,126 +244,46 @@ def post_events(
             posted.types[event.type] += 1
 
 
-def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
-    """Return the events that the entries hold, and the entries that hold none."""
-    events, refusals = [], []
-    for entry in entries:
-        try:
-            if entry.size > EVENT_BYTES:  # `raw` may be cut, so its own length says less
-                raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {entry.size}")
-            events.append((entry, parse_event(entry.raw, ledger.usage_numbers)))
-        except EventRefused as reason:
-            refusals.append(Refusal(entry, reason))
-    return events, refusals
-
-
-def lock(
-    connection: Connection[Any], ledger: Ledger, org_ids: Sequence[str], entries: Sequence[Entry]
-) -> tuple[Buried, dict[str, int], dict[str, Organisation]]:
-    """Lock the organisations' rows, making those that are new.
-
-    Returns which entries were buried before, the organisations' numbers, and their state so far.
-    """
-    sources = {
-        "streams": format_array(entry.stream for entry in entries),
-        "entry_ids": format_array(entry.entry_id for entry in entries),
-    }
-    with connection.pipeline():
-        connection.execute(SQL["bound_work"])
-        found = connection.execute(SQL["find_buried"], sources)
-        connection.execute(SQL["insert_organisations"], {"org_ids": format_array(org_ids)})
-        locked = connection.execute(SQL["lock_organisations"], {"org_ids": format_array(org_ids)})
-    buried = defaultdict(set)
-    for stream, entry_id, digest in found:
-        buried[stream, entry_id].add(digest)
-    feeds = count_feeds(tuple(ledger.usage_numbers))
-    org_nos, organisations = {}, {}
-    for org_id, org_no, known_counts, *state in locked:
-        org_nos[org_id] = org_no
-        counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
-        organisations[org_id] = Organisation(org_id, counts, *state)
-    return buried, org_nos, organisations
-
-
-def read(
-    connection: Connection[Any],
-    ledger: Ledger,
-    org_nos: Mapping[str, int],
-    organisations: Mapping[str, Organisation],
-    events: Sequence[Event],
-) -> Terms:
-    """Read into the locked organisations what the events need, and return the terms.
-
-    These are later statements than the one that waited for the locks: each sees what was committed meanwhile.
-    """
-    # Each ref once: a usage is the sum of its lines, and a ref named twice would be summed twice.
-    usages = dict.fromkeys(
-        (org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)
-    )
-    grants = dict.fromkeys(
-        (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
-    )
-    with connection.pipeline():
-        found_grants = connection.execute(
-            SQL["read_grants"],
-            {"org_nos": format_array(org_nos.values()), **format_columns(grants, "ref_org_nos", "grant_refs")},
-        )
-        found_usages = connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
-    [(now,)] = connection.execute(SQL["read_clock"]).fetchall()
-    by_no = {org_nos[org_id]: organisation for org_id, organisation in organisations.items()}
-    for org_no, *grant in found_grants:
-        by_no[org_no].grants[grant[1]] = Grant(*grant)
-    kinds = tuple(ledger.usage_numbers)
-    for org_no, usage_ref, usage_number, total in found_usages:
-        by_no[org_no].usages[usage_ref] = (kinds[usage_number], total)
-    return Terms(now, timedelta(seconds=ledger.expiry_grace_s), ledger.usage_numbers, uuid7)
-
-
-def write_lines(
-    connection: Connection[Any],
-    ledger: Ledger,
-    org_nos: Mapping[str, int],
-    organisations: Iterable[Organisation],
-    posted: Posted,
-) -> None:
-    """Send the lines that organisations have gained, and hand them over to what was posted."""
-    lines: list[tuple[str, ...]] = []
-    for organisation in organisations:
+def write_movements(batch: Batch, org_ids: Iterable[str]) -> None:
+    """Send the new movements of organisations to Postgres, and move them to the result."""
+    rows: list[MovementRow] = []
+    for org_id in org_ids:
+        organisation = batch.organisations[org_id]
         if organisation.movements:
-            lines += chain_lines(org_nos[organisation.org_id], organisation, ledger)
-            posted.movements.setdefault(organisation.org_id, []).extend(organisation.movements)
+            rows += hash_movements(batch, organisation)
+            batch.posted.movements.setdefault(org_id, []).extend(organisation.movements)
             organisation.movements.clear()
-    if lines:
-        connection.execute(SQL["insert_movements"], as_arrays(lines))
+    if rows:
+        batch.connection.execute(SQL["insert_movements"], format_movements(rows))
 
 
-def chain_lines(org_no: int, organisation: Organisation, ledger: Ledger) -> Iterator[tuple[str, ...]]:
-    """Chain the organisation's new lines to those before them, and yield each as elements of arrays."""
-    last_hash = organisation.last_hash or start_chain(organisation.org_id)
+def hash_movements(batch: Batch, organisation: Organisation) -> Iterator[MovementRow]:
+    """Hash the organisation's new movements, each with the one before it, and yield their rows."""
+    org_no, usage_numbers = batch.org_nos[organisation.org_id], batch.ledger.usage_numbers
+    last_hash = organisation.last_hash or initial_hash(organisation.org_id)
     for movement in organisation.movements:
-        last_hash = chain(last_hash, movement)
-        yield format_movement(org_no, movement, ledger, last_hash)
+        last_hash = next_hash(last_hash, movement)
+        yield format_movement(org_no, movement, usage_numbers, last_hash)
     organisation.last_hash = last_hash
 
 
-def write_states(
-    connection: Connection[Any],
-    org_nos: Mapping[str, int],
-    organisations: Mapping[str, Organisation],
-    posted: Posted,
-) -> None:
-    """Send the grants that changed, and the counts of organisations that did."""
+def write_grants(batch: Batch) -> None:
+    """Send the grants that are new or have changed to Postgres."""
     grants = [
-        (org_nos[organisation.org_id], grant)
-        for organisation in organisations.values()
+        (batch.org_nos[organisation.org_id], grant)
+        for organisation in batch.organisations.values()
         for grant in organisation.changed_grants.values()
     ]
     if grants:
-        connection.execute(SQL["write_grants"], format_grants(grants))
+        batch.connection.execute(SQL["write_grants"], format_grants(grants))
+
+
+def write_organisations(batch: Batch) -> None:
+    """Send the organisations that have changed to Postgres."""
     changed = [
         organisation
-        for organisation in organisations.values()
-        if organisation.org_id in posted.movements or organisation.changed_grants
+        for organisation in batch.organisations.values()
+        if organisation.org_id in batch.posted.movements or organisation.changed_grants
     ]
     if changed:
-        connection.execute(SQL["write_organisations"], format_organisations(org_nos, changed))
+        batch.connection.execute(SQL["write_organisations"], format_organisations(batch.org_nos, changed))

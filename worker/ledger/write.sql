@@ -1,31 +1,33 @@
+-- The queries that write rows take arrays, each named like the column that it fills.
+
 -- name: bound_work
--- For this transaction: bounds on waiting, and plans that cannot go wrong on fresh tables, where without
--- statistics the planner scans what will soon be large. (Not in the connection's options: PgBouncer refuses those.)
--- Times in UTC: Python compares those of one zone by its clock, which shows an hour twice when summer ends.
+-- Settings of this transaction: limits on waiting, and plans that stay good on fresh tables. Without statistics the
+-- planner would scan tables that will soon be large. (They are not in the connection's options, which PgBouncer refuses.)
+-- Times are in UTC: Python compares two times of one zone by its clock, which shows one hour twice when summer ends.
 SELECT
     set_config('timezone', 'UTC', true),
     set_config('statement_timeout', '30s', true),
     set_config('lock_timeout', '10s', true),
     set_config('idle_in_transaction_session_timeout', '60s', true),
-    -- A process that hangs between the parts of a batch is not idle: on PostgreSQL 15 and 16 it holds its shard until TCP
-    -- gives it up.
+    -- A process that hangs between the parts of a batch is not idle. On PostgreSQL 15 and 16 it holds its shard until
+    -- TCP gives the connection up.
     CASE
         WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '60s', true)
     END,
-    set_config('jit', 'off', true), -- before PostgreSQL 18 a plan that is switched off costs so much that it is compiled
+    set_config('jit', 'off', true), -- before PostgreSQL 18 the cost penalty of a disabled plan triggers JIT
     set_config('enable_seqscan', 'off', true),
     set_config('enable_sort', 'off', true),
     set_config('enable_hashjoin', 'off', true),
     set_config('enable_mergejoin', 'off', true);
 
 -- name: find_buried
--- Which of these entries were buried before; by source, the digest decides.
+-- The dead letters that came from these entries. An id can return after Redis was wiped, so the caller compares digests.
 SELECT d.stream, d.entry_id, d.digest
 FROM unnest(%(streams)s::text[], %(entry_ids)s::text[]) AS e (stream, entry_id)
 JOIN dead_letters AS d USING (stream, entry_id);
 
 -- name: insert_organisations
--- Organisations that are new. Sorted, and before any lock is taken: two drains cannot wait for each other.
+-- Insert the organisations that are new. They are sorted, and no lock is held yet, so two drains cannot deadlock.
 INSERT INTO organisations (org_id)
 SELECT n.org_id
 FROM unnest(%(org_ids)s::text[]) AS n (org_id)
@@ -34,8 +36,8 @@ ORDER BY n.org_id COLLATE "C"
 ON CONFLICT (org_id) DO NOTHING;
 
 -- name: lock_organisations
--- The organisations' rows, locked in sorted order.
-SELECT org_id, org_no, counts, grants, last_created_at, last_hash
+-- Lock the organisations' rows in sorted order, and read them.
+SELECT org_id, org_no, counts, grants AS grant_count, last_created_at, last_hash
 FROM organisations
 WHERE org_id = ANY(%(org_ids)s::text[])
 ORDER BY org_id
@@ -57,17 +59,18 @@ CROSS JOIN LATERAL (
         remaining, drawn, expired, revoked, allot_position, open, revoke_reason
     FROM grants AS g
     WHERE g.org_no = r.org_no AND g.grant_ref = r.grant_ref AND NOT g.open
-    LIMIT 1 -- there is one at most; it keeps the planner from turning the join round
+    LIMIT 1 -- there is at most one; the limit stops the planner from reversing the join
 ) AS closed;
 
 -- name: read_usages
--- What is known of the usages that the batch names: a usage is the sum of its lines, two at most, of one usage kind.
--- In an order that movements_by_usage_ref alone has, so that it is used whatever the planner's statistics say: those of a
--- ledger that held grants alone made it read all lines of an organisation for each ref, and a batch took a second.
+-- The usage kind and the credits of those usages of the batch that are posted. A usage is the sum of its movements: at
+-- most two, of one usage kind. Only movements_by_usage_ref has the order below, so the planner uses it whatever its
+-- statistics say. With the statistics of a ledger that held only grants, it read all movements of an organisation for
+-- each ref, and a batch took a second.
 SELECT r.org_no, r.usage_ref, known.usage_number, known.credits
 FROM unnest(%(ref_org_nos)s::bigint[], %(usage_refs)s::text[]) AS r (org_no, usage_ref)
 CROSS JOIN LATERAL (
-    SELECT max(line.usage_number) AS usage_number, (-sum(line.credits))::bigint AS credits
+    SELECT max(movement.usage_number) AS usage_number, (-sum(movement.credits))::bigint AS credits
     FROM (
         SELECT m.usage_number, m.credits
         FROM movements AS m
@@ -77,18 +80,17 @@ CROSS JOIN LATERAL (
             AND m.usage_number IS NOT NULL
         ORDER BY m.kind NULLS FIRST
         LIMIT 2
-    ) AS line
+    ) AS movement
 ) AS known
 WHERE known.credits IS NOT NULL;
 
 -- name: read_clock
--- The clock that all decisions follow, read after the locks were granted. Sent by itself: the idle bound does not hold
--- after a pipeline, whose flush takes the session for busy.
+-- The clock that all decisions follow, read after the locks were granted. It is sent outside of any pipeline: after the
+-- flush of a pipeline Postgres takes the session for busy, and the limit on idle transactions does not apply.
 SELECT clock_timestamp();
 
 -- name: insert_movements
--- New lines, each chained to the one before it. (Not COPY, which tables with row-level security refuse; in the
--- pipeline it costs no more.)
+-- Insert new movements. (COPY is refused by tables with row-level security, and inside the pipeline it is not faster.)
 INSERT INTO movements (
     position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
     movement_id, org_no, usage_number, kind, usage_ref, hash, draws
@@ -97,26 +99,26 @@ SELECT
     position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
     movement_id, org_no, usage_number, kind, usage_ref, decode(hash, 'hex'), draws
 FROM unnest(
-    %(positions)s::bigint[], %(kind_ordinals)s::bigint[], %(usage_ordinals)s::bigint[], %(kind_usage_ordinals)s::bigint[],
-    %(credits)s::bigint[], %(created_ats)s::timestamptz[], %(movement_ids)s::uuid[], %(org_nos)s::integer[],
-    %(usage_numbers)s::smallint[], %(kinds)s::"char"[], %(usage_refs)s::text[], %(hashes)s::text[], %(draws)s::text[]
+    %(position)s::bigint[], %(kind_ordinal)s::bigint[], %(usage_ordinal)s::bigint[], %(kind_usage_ordinal)s::bigint[],
+    %(credits)s::bigint[], %(created_at)s::timestamptz[], %(movement_id)s::uuid[], %(org_no)s::integer[],
+    %(usage_number)s::smallint[], %(kind)s::"char"[], %(usage_ref)s::text[], %(hash)s::text[], %(draws)s::text[]
 ) AS n (
     position, kind_ordinal, usage_ordinal, kind_usage_ordinal, credits, created_at,
     movement_id, org_no, usage_number, kind, usage_ref, hash, draws
 );
 
 -- name: write_grants
--- Grants that are new or have changed; their content never does.
+-- Insert new grants and update those that have changed. What their events said never changes.
 INSERT INTO grants (
     org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
     remaining, drawn, expired, revoked, allot_position, open, revoke_reason
 )
 SELECT *
 FROM unnest(
-    %(org_nos)s::bigint[], %(grant_nos)s::bigint[], %(grant_refs)s::text[], %(credits)s::bigint[], %(sources)s::text[],
-    %(priorities)s::smallint[], %(effective_ats)s::timestamptz[], %(expires_ats)s::timestamptz[],
-    %(remainings)s::bigint[], %(drawns)s::bigint[], %(expireds)s::bigint[], %(revokeds)s::bigint[],
-    %(allot_positions)s::bigint[], %(opens)s::boolean[], %(revoke_reasons)s::text[]
+    %(org_no)s::bigint[], %(grant_no)s::bigint[], %(grant_ref)s::text[], %(credits)s::bigint[], %(source)s::text[],
+    %(priority)s::smallint[], %(effective_at)s::timestamptz[], %(expires_at)s::timestamptz[],
+    %(remaining)s::bigint[], %(drawn)s::bigint[], %(expired)s::bigint[], %(revoked)s::bigint[],
+    %(allot_position)s::bigint[], %(open)s::boolean[], %(revoke_reason)s::text[]
 )
 ON CONFLICT (org_no, grant_no) DO UPDATE SET
     remaining = excluded.remaining,
@@ -128,7 +130,7 @@ ON CONFLICT (org_no, grant_no) DO UPDATE SET
     revoke_reason = excluded.revoke_reason;
 
 -- name: write_organisations
--- The counts and the hash that the new lines have moved.
+-- Update what the new movements have changed: counts, time and hash of the newest movement.
 UPDATE organisations AS o
 SET
     counts = n.counts::bigint[],
@@ -136,7 +138,7 @@ SET
     last_created_at = n.last_created_at,
     last_hash = decode(n.last_hash, 'hex')
 FROM unnest(
-    %(org_nos)s::bigint[], %(counts)s::text[], %(grant_counts)s::bigint[], %(last_created_ats)s::timestamptz[],
-    %(last_hashes)s::text[]
+    %(org_no)s::bigint[], %(counts)s::text[], %(grants)s::bigint[], %(last_created_at)s::timestamptz[],
+    %(last_hash)s::text[]
 ) AS n (org_no, counts, grants, last_created_at, last_hash)
 WHERE o.org_no = n.org_no;
