@@ -1,4 +1,4 @@
-"""What every test may ask for: a fresh database, an empty Redis, an environment, processes."""
+"""Fixtures of all tests: a new database, an empty Redis, an environment, processes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ OURS = (
     "USAGE_KINDS",
     "EXPIRY_GRACE_S",
 )
-"""The variables that the user's shell may hold, and that no test may see."""
+"""Our variables, which the user's shell may set. No test may see the user's values."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hide the user's own settings, and a running `up`, from the whole run."""
+    """Hide the user's own settings and a running `up` from all tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in OURS:
             patch.delenv(name, raising=False)
@@ -37,42 +37,42 @@ def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres_url(no_settings: None) -> Iterator[str]:
-    """Give the URL of the run's Postgres server."""
+    """Give the URL of the Postgres server that all tests share."""
     with servers.postgres_server() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def template(postgres_url: str) -> Iterator[str]:
-    """Give the name of the run's migrated database."""
+    """Give the name of the migrated database that tests clone."""
     with servers.template_database(postgres_url) as name:
         yield name
 
 
 @pytest.fixture
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
-    """Give the URL of a migrated database of the test's own."""
+    """Give the URL of a migrated database that only this test uses."""
     with servers.fresh_database(postgres_url, template) as name:
         yield servers.with_database(postgres_url, name)
 
 
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Iterator[str]:
-    """Give the URL of a database of the test's own that saw no migration."""
+    """Give the URL of a database without a schema that only this test uses."""
     with servers.fresh_database(postgres_url) as name:
         yield servers.with_database(postgres_url, name)
 
 
 @pytest.fixture(scope="session")
 def valkey_url(no_settings: None) -> Iterator[str]:
-    """Give the URL of the run's Valkey server."""
+    """Give the URL of the Valkey server that all tests share."""
     with servers.valkey_server() as url:
         yield url
 
 
 @pytest.fixture
 def redis_url(valkey_url: str) -> str:
-    """Give the URL of a Valkey that holds nothing."""
+    """Give the URL of an empty Valkey."""
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
     return valkey_url
@@ -80,7 +80,7 @@ def redis_url(valkey_url: str) -> str:
 
 @pytest.fixture
 def environment(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Set DATABASE_URL and REDIS_URL for this process, and return the whole environment for others."""
+    """Set DATABASE_URL and REDIS_URL for this process, and give the whole environment for other processes."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -91,14 +91,14 @@ def environment(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPat
 
 
 def clear_settings() -> None:
-    """Have both sides read their settings anew."""
+    """Make worker and endpoint read their settings again."""
     worker_settings.cache_clear()
     reader_settings.cache_clear()
 
 
 @pytest.fixture
 def processes(environment: dict[str, str], tmp_path: Path) -> Iterator[Processes]:
-    """Start real processes with the test's environment; all are ended, and shown when the test fails."""
+    """Give what starts real processes in the test's environment. All are stopped; a failed test prints their output."""
     started = Processes(tmp_path, environment)
     yield started
     started.end()
@@ -106,5 +106,5 @@ def processes(environment: dict[str, str], tmp_path: Path) -> Iterator[Processes
 
 @pytest.fixture
 def wait_until() -> Callable[..., object]:
-    """Give the function that waits for a condition, with a bound."""
+    """Give the function that waits for a condition for a limited time."""
     return servers.wait_until

@@ -1,7 +1,7 @@
-"""Which servers and processes do the tests run against?
+"""Which servers and processes do the tests use?
 
-Embedded ones, started once per run; or those that `TEST_DATABASE_URL` (its role may create databases,
-and it names one) and `TEST_REDIS_URL` (it will be flushed) lead to. A missing one fails the run.
+The embedded servers, started once per run; or the servers at `TEST_DATABASE_URL` (it names a database, and its role may
+create databases) and `TEST_REDIS_URL` (the tests flush it). A missing server fails the run.
 """
 
 import os
@@ -30,22 +30,22 @@ from worker.migrations.runner import migrate
 from worker.settings import WorkerSettings
 
 CHECKOUT = Path(__file__).parents[1]
-numbers = count(1)
+database_numbers = count(1)
 T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], within_s: float = 10.0) -> T:
-    """Return the condition's first true value, looking again and again for `within_s` seconds at most."""
+    """Return the condition's first true value; fail if there is none within `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within_s} s: {condition}"
+        assert time.monotonic() < deadline, f"the condition did not hold within {within_s} s: {condition}"
         time.sleep(0.02)
     return value
 
 
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """Give a fresh folder that another account can pass through, as pytest's own are shut to it."""
+    """Give a new folder that another account can pass through. It cannot pass through pytest's own folders."""
     folder = Path(tempfile.mkdtemp(prefix="usage-feeds-test-"))
     folder.chmod(0o711)
     try:
@@ -95,7 +95,7 @@ def with_database(url: str, name: str) -> str:
 
 @contextmanager
 def template_database(server_url: str) -> Iterator[str]:
-    """Give the name of a migrated database, to be cloned; nobody may be connected to it."""
+    """Give the name of a migrated database to clone. No connection to it may be open."""
     with fresh_database(server_url) as name:
         with psycopg.connect(with_database(server_url, name)) as connection:
             migrate(connection, WorkerSettings())
@@ -104,8 +104,8 @@ def template_database(server_url: str) -> Iterator[str]:
 
 @contextmanager
 def fresh_database(server_url: str, template: str = "template0") -> Iterator[str]:
-    """Give the name of a new database, a clone of `template`, and drop it after."""
-    name = f"usage_feeds_test_{os.getpid()}_{next(numbers)}"
+    """Give the name of a new database, a clone of `template`, and drop it afterwards."""
+    name = f"usage_feeds_test_{os.getpid()}_{next(database_numbers)}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
     drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
     with psycopg.connect(server_url, autocommit=True) as connection:
@@ -118,7 +118,7 @@ def fresh_database(server_url: str, template: str = "template0") -> Iterator[str
 
 
 class Processes:
-    """Real child processes of one test. What they print is shown when the test fails."""
+    """Real child processes of one test. Their output is printed when the test fails."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
@@ -126,7 +126,13 @@ class Processes:
         self.started: list[tuple[str, Process, Path]] = []
 
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Process:
-        """Start `python ARGUMENTS…`, from the checkout, in a session of its own."""
+        """Start `python COMMAND…` from the checkout, in a session of its own.
+
+        Args:
+            name: What the process is called in the printed output.
+            command: The arguments of Python.
+            env: Variables that are added to the test's environment.
+        """
         log = self.folder / f"{len(self.started)}-{name}.log"
         with log.open("wb") as output:
             process = children.start(
@@ -157,7 +163,7 @@ class Processes:
         process = self.command("serve", "--port", str(port), env=env)
         base = f"http://127.0.0.1:{port}"
 
-        def answers() -> bool:
+        def is_answering() -> bool:
             assert process.poll() is None, f"the endpoint ended with code {process.returncode}:\n{self.output(process)}"
             try:
                 with urlopen(f"{base}/livez", timeout=1) as answer:
@@ -165,7 +171,7 @@ class Processes:
             except OSError:
                 return False
 
-        wait_until(answers, within_s=30)
+        wait_until(is_answering, within_s=30)
         return base
 
     def output(self, process: Process) -> str:
@@ -178,22 +184,22 @@ class Processes:
         def has_printed() -> bool:
             if words in self.output(process):
                 return True
-            assert process.poll() is None, f"it ended with code {process.returncode}:\n{self.output(process)}"
+            assert process.poll() is None, f"the process ended with code {process.returncode}:\n{self.output(process)}"
             return False
 
         wait_until(has_printed, within_s)
 
     def stop(self, process: Process, *signals: signal.Signals, within_s: float = 20.0) -> int:
-        """End a process, by SIGTERM unless told otherwise, and return its exit code."""
+        """Stop a process with SIGTERM, or with the given signals one after the other, and return its exit code."""
         children.stop(process, signals or (signal.SIGTERM,), within_s)
         return process.returncode
 
     def kill(self, process: Process) -> None:
-        """End a process and all of its group by SIGKILL, as a crash of the machine would."""
+        """Kill a process and its whole group, as a crash of the machine would."""
         children.end_group(process)
 
     def end(self) -> None:
-        """End all, the last first, and print what they printed."""
+        """Stop all processes, the last started first, and print their output."""
         for name, process, log in reversed(self.started):
             children.stop(process, (signal.SIGTERM,), within_s=10)
             print(f"--- {name}, ended with code {process.returncode}\n{log.read_text(errors='replace')}")

@@ -1,4 +1,4 @@
-"""Processes whose settings are not the ledger's do not start."""
+"""Do processes refuse to start if their settings differ from the ledger's facts?"""
 
 import pytest
 
@@ -14,7 +14,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_process_that_is_told_otherwise_than_the_ledger_refuses_to_start_with_one_line_and_code_2(
+def test_a_process_whose_settings_differ_from_the_ledger_refuses_to_start_in_one_line_with_exit_code_2(
     processes, tmp_path, program
 ):
     command = [str(tmp_path / part) if part == "SCHEDULE" else part for part in PROGRAMS[program]]
@@ -22,7 +22,7 @@ def test_a_process_that_is_told_otherwise_than_the_ledger_refuses_to_start_with_
 
     for variable, process in started.items():
         assert process.wait(30) == 2, processes.output(process)
-        *_, line = processes.output(process).strip().splitlines()  # Celery says who it is, before
+        *_, line = processes.output(process).strip().splitlines()  # Celery prints its banner first
         assert f"{variable} is {DIFFERENT[variable]} here, but " in line
         assert f"set {variable}=" in line
         assert processes.output(process).count(variable) == line.count(variable)

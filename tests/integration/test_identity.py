@@ -21,35 +21,38 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-class Counted(Postgres):
-    """Counts what it is asked, and can be taken away. The clock of what it told stands still but for `pass_s`."""
+class CountingPostgres(Postgres):
+    """Counts its queries, and can be made unreachable."""
 
-    asked = 0
+    queries = 0
     is_away = False
 
     async def fetch(self, query, parameters):
-        self.asked += 1
+        self.queries += 1
         if self.is_away:
-            raise PostgresAway("taken away")
+            raise PostgresAway("made unreachable")
         return await super().fetch(query, parameters)
 
 
 def run(database_url, use):
-    """Return what `use` makes of a fresh process's memory: `use(identities, postgres, pass_s)`."""
-    passed = [1000.0]  # whole seconds, which add up exactly
+    """Return what `use(identities, postgres, pass_s)` returns in a new process's memory.
+
+    The process's monotonic clock stands still until `pass_s` advances it.
+    """
+    passed = [1000.0]  # a float that adds whole seconds exactly
 
     def pass_s(seconds):
         passed[0] += seconds
 
-    async def ask():
-        postgres = Counted(database_url)
+    async def use_new_process():
+        postgres = CountingPostgres(database_url)
         try:
             return await use(Identities(postgres, SingleFlight()), postgres, pass_s)
         finally:
             await postgres.close()
 
     with patch.object(identity, "time", monotonic=lambda: passed[0]):
-        return asyncio.run(ask())
+        return asyncio.run(use_new_process())
 
 
 def identify(database_url, secret, named_org_id=None):
@@ -59,13 +62,13 @@ def identify(database_url, secret, named_org_id=None):
     return run(database_url, use)
 
 
-def test_an_organisations_key_reads_that_organisation_alone(connection, database_url):
+def test_an_organisations_key_reads_only_that_organisation(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
     create_key(connection, org_id="org_b")
 
     assert identify(database_url, secret) == "org_a"
     assert identify(database_url, secret, "org_a") == "org_a"
-    for other in ["org_b", "org_nobody", "no\0org", "ö" * 100, "a b"]:
+    for other in ["org_b", "org_unknown", "no\0org", "ö" * 100, "a b"]:
         with pytest.raises(Forbidden):
             identify(database_url, secret, other)
 
@@ -73,7 +76,7 @@ def test_an_organisations_key_reads_that_organisation_alone(connection, database
 @pytest.mark.parametrize(
     ("role", "may_read"), [("owner", True), ("admin", True), ("billing", True), ("member", False), (None, False)]
 )
-def test_a_personal_key_reads_where_its_persons_role_grants_it(connection, database_url, role, may_read):
+def test_a_personal_key_reads_an_organisation_if_its_owners_role_grants_it(connection, database_url, role, may_read):
     _, secret = create_key(connection, user_id="ann@example.com")
     set_member(connection, "org_a", "bob@example.com", "owner")
     set_member(connection, "org_b", "ann@example.com", "owner")
@@ -87,31 +90,31 @@ def test_a_personal_key_reads_where_its_persons_role_grants_it(connection, datab
             identify(database_url, secret, "org_a")
 
 
-def test_a_personal_key_that_names_no_organisation_has_none(connection, database_url):
+def test_a_personal_key_without_a_named_organisation_has_none(connection, database_url):
     _, secret = create_key(connection, user_id="ann")
 
     assert identify(database_url, secret) is None
-    for name in ["no\0org", "org_nobody"]:
+    for name in ["no\0org", "org_unknown"]:
         with pytest.raises(Forbidden):
             identify(database_url, secret, name)
 
 
 def test_a_key_without_the_permission_is_forbidden(connection, database_url):
-    _, orgs = create_key(connection, org_id="org_a", permissions=["billing:write"])
-    _, persons = create_key(connection, user_id="ann", permissions=[])
+    _, organisations_key = create_key(connection, org_id="org_a", permissions=["billing:write"])
+    _, personal_key = create_key(connection, user_id="ann", permissions=[])
     set_member(connection, "org_a", "ann", "owner")
 
-    for secret in (orgs, persons):
+    for secret in (organisations_key, personal_key):
         with pytest.raises(Forbidden):
             identify(database_url, secret, "org_a")
 
 
-def test_unknown_revoked_and_expired_keys_are_the_same_to_a_reader(connection, database_url):
-    revoked, secret_revoked = create_key(connection, org_id="org_a")
+def test_unknown_revoked_and_expired_keys_get_the_same_error(connection, database_url):
+    revoked, revoked_secret = create_key(connection, org_id="org_a")
     revoke_key(connection, revoked.key_id)
-    _, secret_expired = create_key(connection, org_id="org_a", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    _, expired_secret = create_key(connection, org_id="org_a", expires_at=datetime.now(UTC) - timedelta(seconds=1))
 
-    for secret in (new_secret(), secret_revoked, secret_expired):
+    for secret in (new_secret(), revoked_secret, expired_secret):
         with pytest.raises(IdentityMissing):
             identify(database_url, secret)
 
@@ -121,12 +124,12 @@ def test_a_mistyped_key_never_reaches_postgres(database_url):
         for secret in ["", "x", "ufk_", new_secret()[:-1], new_secret() + "\0", "ufk_" + "é" * 36]:
             with pytest.raises(IdentityMissing):
                 await identities.identify(secret, None)
-        return postgres.asked
+        return postgres.queries
 
     assert run(database_url, use) == 0
 
 
-def test_an_answer_is_used_for_ten_seconds_and_a_revoked_key_stops_then(connection, database_url):
+def test_an_access_is_remembered_for_ten_seconds_and_a_revoked_key_is_refused_then(connection, database_url):
     key, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, pass_s):
@@ -134,17 +137,17 @@ def test_an_answer_is_used_for_ten_seconds_and_a_revoked_key_stops_then(connecti
         revoke_key(connection, key.key_id)
         pass_s(9.9)
         assert (await identities.identify(secret, None)).org_id == "org_a"
-        assert postgres.asked == 1
+        assert postgres.queries == 1
         pass_s(0.1)
         for _ in range(2):
             with pytest.raises(IdentityMissing):
                 await identities.identify(secret, None)
-        return postgres.asked
+        return postgres.queries
 
     assert run(database_url, use) == 2
 
 
-def test_a_membership_that_ended_stops_within_ten_seconds(connection, database_url):
+def test_a_removed_member_is_refused_within_ten_seconds(connection, database_url):
     _, secret = create_key(connection, user_id="ann")
     set_member(connection, "org_a", "ann", "billing")
 
@@ -158,7 +161,7 @@ def test_a_membership_that_ended_stops_within_ten_seconds(connection, database_u
     run(database_url, use)
 
 
-def test_a_key_ends_at_its_instant_though_its_answer_is_remembered(connection, database_url, wait_until):
+def test_a_key_expires_at_its_time_although_its_access_is_remembered(connection, database_url, wait_until):
     _, secret = create_key(connection, org_id="org_a", expires_at=datetime.now(UTC) + timedelta(seconds=1))
 
     async def use(identities, postgres, _pass_s):
@@ -167,20 +170,20 @@ def test_a_key_ends_at_its_instant_though_its_answer_is_remembered(connection, d
             try:
                 await identities.identify(secret, None)
             except IdentityMissing:
-                return postgres.asked
+                return postgres.queries
             await asyncio.sleep(0.02)
 
     assert run(database_url, use) == 1
 
 
-def test_a_refusal_is_remembered_for_a_second(connection, database_url):
+def test_a_denial_is_remembered_for_a_second(connection, database_url):
     _, secret = create_key(connection, user_id="ann")
 
     async def use(identities, postgres, pass_s):
         for _ in range(5):
             with pytest.raises(Forbidden):
                 await identities.identify(secret, "org_a")
-        assert postgres.asked == 1
+        assert postgres.queries == 1
         set_member(connection, "org_a", "ann", "billing")
         pass_s(1)
         return (await identities.identify(secret, "org_a")).org_id
@@ -188,20 +191,20 @@ def test_a_refusal_is_remembered_for_a_second(connection, database_url):
     assert run(database_url, use) == "org_a"
 
 
-def test_without_postgres_no_answer_is_used_beyond_five_minutes_however_late_it_was_recalled(connection, database_url):
+def test_without_postgres_an_access_recalled_late_is_not_used_longer_than_five_minutes(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, pass_s):
         await identities.identify(secret, None)
         postgres.is_away = True
         pass_s(299)
-        grant = await identities.identify(secret, None)
-        assert grant.ask_after <= grant.answered_at + identity.KEPT_S
+        access = await identities.identify(secret, None)
+        assert access.check_after <= access.checked_at + identity.USABLE_S
 
     run(database_url, use)
 
 
-def test_without_postgres_a_key_is_good_for_five_minutes_after_postgres_last_said_so(connection, database_url):
+def test_without_postgres_a_key_is_accepted_for_five_minutes_after_its_last_check(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, pass_s):
@@ -219,9 +222,7 @@ def test_without_postgres_a_key_is_good_for_five_minutes_after_postgres_last_sai
     run(database_url, use)
 
 
-def test_a_key_that_was_revoked_while_postgres_was_away_stops_within_ten_seconds_of_its_return(
-    connection, database_url
-):
+def test_a_key_revoked_while_postgres_was_away_is_refused_within_ten_seconds_of_its_return(connection, database_url):
     key, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, pass_s):
@@ -242,17 +243,17 @@ def test_a_key_that_was_revoked_while_postgres_was_away_stops_within_ten_seconds
     run(database_url, use)
 
 
-def test_a_thousand_requests_with_one_key_ask_once(connection, database_url):
+def test_a_thousand_requests_at_once_with_one_key_share_one_query(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, _pass_s):
-        answers = await asyncio.gather(*(identities.identify(secret, None) for _ in range(1000)))
-        return {grant.org_id for grant in answers}, postgres.asked
+        accesses = await asyncio.gather(*(identities.identify(secret, None) for _ in range(1000)))
+        return {access.org_id for access in accesses}, postgres.queries
 
     assert run(database_url, use) == ({"org_a"}, 1)
 
 
-def test_neither_memory_grows_beyond_its_bound(connection, database_url):
+def test_remembered_accesses_and_denials_are_bounded(connection, database_url):
     _, secret = create_key(connection, user_id="ann")
     for number in range(4):
         set_member(connection, f"org_{number}", "ann", "owner")
@@ -263,13 +264,13 @@ def test_neither_memory_grows_beyond_its_bound(connection, database_url):
                 await identities.identify(secret, f"org_{number}")
             except Forbidden:
                 assert number >= 4
-        return len(identities._granted), len(identities._refused)
+        return len(identities._accesses), len(identities._denials)
 
-    with patch.object(identity, "KNOWN_MAX", 3), patch.object(identity, "REFUSED_MAX", 2):
+    with patch.object(identity, "ACCESSES_MAX", 3), patch.object(identity, "DENIALS_MAX", 2):
         assert run(database_url, use) == (3, 2)
 
 
-def test_the_last_use_is_noted_once_a_minute_and_never_by_the_request_itself(connection, database_url):
+def test_the_last_use_is_noted_once_a_minute_and_never_within_the_request(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
     noted = []
 
@@ -295,7 +296,7 @@ def test_the_last_use_is_noted_once_a_minute_and_never_by_the_request_itself(con
     assert noted[3] > noted[0]
 
 
-def test_a_last_use_that_cannot_be_noted_disturbs_nobody(connection, database_url):
+def test_a_last_use_that_cannot_be_noted_does_not_fail_the_request(connection, database_url):
     _, secret = create_key(connection, org_id="org_a")
 
     async def use(identities, postgres, _pass_s):

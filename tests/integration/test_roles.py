@@ -1,4 +1,4 @@
-"""What the database itself lets the worker and the reader do."""
+"""What may the roles of worker and reader do in the database?"""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from feeds.movement import Kind
 from feeds.page import Filter, Place
 from feeds.postgres import Postgres
-from feeds.store import Store, ask, read_place
+from feeds.store import Store, page_query, read_place
 from tests.integration.nested_plans import scans_of
 from tests.integration.test_ledger import post_all
 from tests.seed import MIXED, USAGE_KINDS, seed
@@ -37,10 +37,10 @@ def owner(database_url):
 
 @pytest.fixture
 def login(owner, database_url):
-    """Give the address for a user that has one of the roles; the users are dropped after."""
+    """Give the function that creates a user with a role and returns its address. The users are dropped afterwards."""
     users = []
 
-    def make(role):
+    def create_user(role):
         user = f"{role}_{os.getpid()}_{len(users)}"
         owner.execute(
             sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x' IN ROLE {}").format(*map(sql.Identifier, (user, role)))
@@ -48,7 +48,7 @@ def login(owner, database_url):
         users.append(user)
         return make_conninfo(database_url, user=user, password="x")
 
-    yield make
+    yield create_user
     owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ANY(%s)", [users])
     for user in users:
         owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(user)))
@@ -70,7 +70,7 @@ def tables(connection):
     return [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
 
 
-def test_making_the_roles_again_and_four_times_at_once_changes_nothing(owner, database_url):
+def test_creating_the_roles_again_four_times_at_once_changes_nothing(owner, database_url):
     rights = "SELECT relname, relacl::text FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY relname"
     before = owner.execute(rights).fetchall()
     together = Barrier(4)
@@ -92,7 +92,7 @@ def test_making_the_roles_again_and_four_times_at_once_changes_nothing(owner, da
     ]
 
 
-def test_every_table_was_thought_of(owner):
+def test_the_worker_can_read_every_table(owner):
     for table in tables(owner):
         assert owner.execute("SELECT has_table_privilege(%s, %s, 'SELECT')", [WORKER, table]).fetchone() == (True,), (
             table
@@ -116,16 +116,16 @@ def test_every_table_was_thought_of(owner):
         "DELETE FROM schema_migrations",
     ],
 )
-def test_the_worker_may_not_rewrite_what_was_written(worker, statement):
+def test_the_worker_cannot_change_what_was_written(worker, statement):
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         worker.execute(statement)
 
 
-def test_the_reader_may_write_nothing_but_when_a_key_was_last_used(owner, reader):
+def test_the_reader_can_write_only_when_a_key_was_last_used(owner, reader):
     for table in tables(owner):
         for right in ("INSERT", "UPDATE", "DELETE", "TRUNCATE"):
-            asked = owner.execute("SELECT has_table_privilege(%s, %s, %s)", [READER, table, right])
-            assert asked.fetchone() == (False,), (table, right)
+            found = owner.execute("SELECT has_table_privilege(%s, %s, %s)", [READER, table, right])
+            assert found.fetchone() == (False,), (table, right)
     columns = owner.execute(
         "SELECT table_name::text, column_name::text FROM information_schema.column_privileges"
         " WHERE grantee = %s AND privilege_type <> 'SELECT'",
@@ -144,11 +144,11 @@ READ_ALL = [
 
 
 @pytest.mark.parametrize("query", READ_ALL)
-def test_the_reader_sees_nobodys_rows_before_it_names_an_organisation(reader, query):
+def test_the_reader_sees_no_rows_before_it_names_an_organisation(reader, query):
     assert reader.execute(query).fetchall() == []
 
 
-def test_a_wrong_query_shows_the_reader_nobody_elses_line(owner, reader):
+def test_a_query_without_a_condition_returns_only_the_named_organisations_rows(owner, reader):
     with reader.transaction():
         reader.execute("SELECT set_config('usage_feeds.org_id', 'org_a', true)")
         assert reader.execute("SELECT org_id FROM organisations").fetchall() == [("org_a",)]
@@ -158,45 +158,49 @@ def test_a_wrong_query_shows_the_reader_nobody_elses_line(owner, reader):
     assert reader.execute("SELECT FROM movements").fetchall() == []
 
 
-def ask_as(address, use):
-    async def run():
+def read_as(address, use):
+    """Return what `use(postgres)` returns, with a connection to an address."""
+
+    async def run_use():
         postgres = Postgres(address, deadline_s=10)
         try:
             return await use(postgres)
         finally:
             await postgres.close()
 
-    return asyncio.run(run())
+    return asyncio.run(run_use())
 
 
-def test_a_read_for_one_organisation_says_nothing_of_another_whatever_it_asks(login):
+def test_a_read_for_one_organisation_never_returns_another_organisations_rows(login):
     async def use(postgres):
         store = Store(postgres, NUMBERS)
         found = [await read_place(store, org_id, Filter(), Place(5)) for org_id in ("org_a", "org_b")]
-        query, parameters = ask(NUMBERS, "org_b", Filter(), Place(5))
+        query, parameters = page_query(NUMBERS, "org_b", Filter(), Place(5))
         return found, await postgres.fetch(query, parameters, org_id="org_a"), await postgres.fetch(query, parameters)
 
-    found, wrong, nobodys = ask_as(login(READER), use)
+    found, of_another, of_none = read_as(login(READER), use)
 
     assert [read.total for read in found] == [len(MIXED) * 3] * 2
-    assert [row[1:3] for row in wrong] == [row[1:3] for row in nobodys] == [(0, None)]
+    assert [row[1:3] for row in of_another] == [row[1:3] for row in of_none] == [(0, None)]
 
 
 @pytest.mark.parametrize(
     "feed", [Filter(), Filter(Kind.CONSUME), Filter(None, "ai_usage"), Filter(Kind.CONSUME, "ai_usage")]
 )
-def test_the_guard_leaves_a_page_one_range_of_one_index(owner, feed):
+def test_with_row_level_security_a_page_is_still_one_range_of_one_index(owner, feed):
     seed(owner, "org_a", MIXED * 500)
     owner.execute("ANALYZE")
 
-    [scan, *others] = scans_of(owner, "movements", *ask(NUMBERS, "org_a", feed, Place(20, skip=100)), role=READER)
+    [scan, *others] = scans_of(
+        owner, "movements", *page_query(NUMBERS, "org_a", feed, Place(20, skip=100)), role=READER
+    )
 
     assert not others
     assert (scan["Node Type"], scan["Scan Direction"], scan["Actual Rows"]) == ("Index Scan", "Backward", 20)
     assert "Filter" not in scan
 
 
-def test_the_roles_need_no_right_of_everybodys(owner, login):
+def test_the_roles_need_no_right_that_public_has(owner, login):
     owner.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC")
     usage = {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 1}
 
@@ -204,26 +208,27 @@ def test_the_roles_need_no_right_of_everybodys(owner, login):
         assert post_all(connection, usage).movements["org_a"]
 
     for role in ROLES:
-        found = ask_as(login(role), lambda postgres: read_place(Store(postgres, NUMBERS), "org_a", Filter(), Place(1)))
+        found = read_as(login(role), lambda postgres: read_place(Store(postgres, NUMBERS), "org_a", Filter(), Place(1)))
         assert found.total == len(MIXED) * 3 + 1
 
 
-def test_waits_of_the_endpoint_are_bounded_by_the_server_too(login):
+def test_the_server_bounds_the_endpoints_waits_too(login):
     async def use(postgres):
         return await postgres.fetch(
             b"SELECT current_setting('statement_timeout'), current_setting('lock_timeout')", {}
         ), await postgres.fetch(b"SELECT pg_sleep(0)", {})
 
-    assert ask_as(login(READER), use)[0] == [("2s", "1s")]
+    assert read_as(login(READER), use)[0] == [("2s", "1s")]
 
 
 def run(processes, *arguments, code=0):
+    """Run a command as a process of its own, and return what it printed."""
     process = processes.command(*arguments)
     assert process.wait(timeout=60) == code, processes.output(process)
     return processes.output(process)
 
 
-def test_worker_schedule_endpoint_and_commands_run_under_the_roles(processes, login, environment):
+def test_worker_schedule_endpoint_and_commands_work_with_the_roles(processes, login, environment):
     processes.environment = environment | {
         "DATABASE_URL": login(WORKER),
         "READER_DATABASE_URL": login(READER),
@@ -235,13 +240,13 @@ def test_worker_schedule_endpoint_and_commands_run_under_the_roles(processes, lo
     run(processes, "grant", "org_new", "100", "--ref", "plan")
     run(processes, "usage", "org_new", "ai_usage", "30", "--ref", "u1")
 
-    def shown():
+    def is_published():
         request = Request(f"{base}/credits/usage", headers={"Authorization": f"Bearer {key}"})
         with urlopen(request, timeout=5) as answer:
             items = json.load(answer)["items"]
         return [(item["kind"], item["usage_ref"]) for item in items] == [("consume", "u1"), ("allot", "plan")]
 
-    wait_until(shown, within_s=15)
+    wait_until(is_published, within_s=15)
     run(processes, "revoke", "org_new", "plan")
     run(processes, "usage", "org_new", "ai_usage", "31", "--ref", "u1")
     wait_until(lambda: "conflict" in run(processes, "dead", "list"), within_s=15)

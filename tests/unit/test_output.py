@@ -1,4 +1,4 @@
-"""A table shows all that it is given, however narrow the terminal."""
+"""How is a table printed on terminals of different widths?"""
 
 import io
 from datetime import UTC, datetime
@@ -12,7 +12,8 @@ AT = datetime(2026, 11, 22, 21, 16, 27, 123456, tzinfo=UTC)
 REF = "grant_01h455vb4pex5vsknk084sn02q"
 
 
-def show(monkeypatch, width, *rows):
+def print_lines(monkeypatch, width, *rows):
+    """Return the lines that `print_table` prints on a terminal of this width."""
     screen = io.StringIO()
     monkeypatch.setattr(output, "console", lambda: Console(width=width, file=screen, highlight=False))
     output.print_table([f"c{place}" for place in range(len(rows[0]))], rows)
@@ -28,26 +29,26 @@ def show(monkeypatch, width, *rows):
         (REF, "pending", 10, 300, 0, None, AT),
     ],
 )
-def test_on_a_terminal_of_80_columns_everything_is_there(monkeypatch, row):
-    lines = show(monkeypatch, 80, row)
+def test_a_terminal_of_80_columns_cuts_nothing_off(monkeypatch, row):
+    lines = print_lines(monkeypatch, 80, row)
 
     assert max(map(len, lines)) <= 80
-    seen = "".join(lines[1:]).replace(" ", "")
+    printed = "".join(lines[1:]).replace(" ", "")
     wanted = "".join(output.format_cell(value) for value in row).replace("T", "")
-    assert sorted(seen.replace("T", "")) == sorted(wanted.replace(" ", ""))
+    assert sorted(printed.replace("T", "")) == sorted(wanted.replace(" ", ""))
 
 
-def test_a_time_folds_between_day_and_hour_while_refs_stay_whole(monkeypatch):
-    _, first, second = show(monkeypatch, 80, (REF, "pending", 10, 300, 1000, AT, AT))[:3]
+def test_a_time_folds_between_date_and_time_of_day_and_refs_do_not_fold(monkeypatch):
+    _, first, second = print_lines(monkeypatch, 80, (REF, "pending", 10, 300, 1000, AT, AT))[:3]
 
     assert first.split() == [REF, "pending", "10", "300", "1,000", "2026-11-22", "2026-11-22"]
     assert second.split() == ["21:16:27Z", "21:16:27Z"]
 
 
-def test_where_there_is_room_a_row_is_one_line_and_a_time_is_rfc_3339(monkeypatch):
-    assert show(monkeypatch, 120, (REF, 1, AT))[1:] == [f"{REF}  1 2026-11-22T21:16:27Z"]
+def test_on_a_wide_terminal_a_row_is_one_line_and_a_time_is_rfc_3339(monkeypatch):
+    assert print_lines(monkeypatch, 120, (REF, 1, AT))[1:] == [f"{REF}  1 2026-11-22T21:16:27Z"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 events"), (1, "1 event"), (1000, "1,000 events")])
-def test_counts_are_in_words_that_fit_them(number, words):
+def test_a_count_has_the_singular_or_plural_of_its_noun(number, words):
     assert output.count(number, "event") == words

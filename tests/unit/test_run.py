@@ -20,7 +20,7 @@ def run() -> ModuleType:
 
 @pytest.fixture
 def makes(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Record what would be installed, and make an environment that only looks like one."""
+    """Record which lock file would be installed, and make an environment that only has an executable `python`."""
     made: list[str] = []
 
     def make(venv: Path, lock: Path) -> None:
@@ -40,14 +40,14 @@ def lock(tmp_path: Path) -> Path:
     return file
 
 
-def test_an_environment_is_made_once(run, makes, lock, tmp_path):
+def test_the_environment_is_made_once(run, makes, lock, tmp_path):
     for _ in range(2):
         run.set_up(tmp_path / ".venv", lock)
 
     assert makes == ["one==1"]
 
 
-def test_an_environment_is_made_anew_when_the_lock_file_changed(run, makes, lock, tmp_path):
+def test_the_environment_is_made_again_when_the_lock_file_has_changed(run, makes, lock, tmp_path):
     run.set_up(tmp_path / ".venv", lock)
     lock.write_text("one==2")
     run.set_up(tmp_path / ".venv", lock)
@@ -55,7 +55,7 @@ def test_an_environment_is_made_anew_when_the_lock_file_changed(run, makes, lock
     assert makes == ["one==1", "one==2"]
 
 
-def test_an_environment_whose_making_was_killed_is_made_anew(run, makes, lock, tmp_path):
+def test_an_environment_that_was_left_unfinished_is_made_again(run, makes, lock, tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch(mode=0o755)
@@ -65,7 +65,7 @@ def test_an_environment_whose_making_was_killed_is_made_anew(run, makes, lock, t
     assert makes == ["one==1"]
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(run, makes, lock, tmp_path):
+def test_an_environment_without_its_python_is_made_again(run, makes, lock, tmp_path):
     run.set_up(tmp_path / ".venv", lock)
     (tmp_path / ".venv" / "bin" / "python").unlink()
     run.set_up(tmp_path / ".venv", lock)
@@ -73,7 +73,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(run, makes, lock, tmp_
     assert len(makes) == 2
 
 
-def test_of_many_at_once_one_makes_the_environment(run, makes, lock, tmp_path):
+def test_of_eight_processes_at_once_one_makes_the_environment(run, makes, lock, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: run.set_up(tmp_path / ".venv", lock), range(8)))
 
@@ -88,13 +88,13 @@ def executed(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[lis
     return calls
 
 
-def test_alone_it_runs_the_demo(run, executed):
+def test_without_arguments_the_demo_runs(run, executed):
     run.main([])
 
     assert executed[0][0] == ["-m", "worker", "up", "--demo"]
 
 
-def test_a_command_imports_from_the_checkout_alone_and_finds_its_state_there(run, executed, monkeypatch):
+def test_a_command_imports_from_the_checkout_and_uses_its_state_folder(run, executed, monkeypatch):
     monkeypatch.delenv("USAGE_FEEDS_STATE", raising=False)
     run.main(["feed", "org_a"])
 
@@ -105,20 +105,20 @@ def test_a_command_imports_from_the_checkout_alone_and_finds_its_state_there(run
 
 
 @pytest.mark.parametrize(("name", "module"), [("faults", "tests.faults.long"), ("bench", "tests.bench")])
-def test_faults_and_the_benchmark_run_from_the_checkout(run, executed, name, module):
+def test_the_commands_faults_and_bench_run_their_modules(run, executed, name, module):
     run.main([name, "--json", "file"])
 
     assert executed[0][0] == ["-m", module, "--json", "file"]
 
 
-def test_a_state_folder_that_is_set_stays(run, executed, monkeypatch):
+def test_a_state_folder_from_the_environment_is_used(run, executed, monkeypatch):
     monkeypatch.setenv("USAGE_FEEDS_STATE", "/elsewhere")
     run.main(["feed", "org_a"])
 
     assert executed[0][1]["USAGE_FEEDS_STATE"] == "/elsewhere"
 
 
-def test_the_checks_stop_at_the_first_that_fails_and_say_which(run, monkeypatch, capsys):
+def test_the_stages_stop_at_the_first_that_fails_and_its_name_is_printed(run, monkeypatch, capsys):
     ran: list[list[str]] = []
 
     def fail_lint(command: list[str], **_: object) -> CompletedProcess[str]:
@@ -135,7 +135,7 @@ def test_the_checks_stop_at_the_first_that_fails_and_say_which(run, monkeypatch,
     assert "the lint stage failed" in capsys.readouterr().err
 
 
-def test_arguments_after_test_are_pytests(run, monkeypatch):
+def test_arguments_after_test_go_to_pytest(run, monkeypatch):
     ran: list[list[str]] = []
     monkeypatch.setattr(run, "set_up", lambda *_: None)
     monkeypatch.setattr(run.subprocess, "run", lambda command, **_: ran.append(command) or CompletedProcess(command, 0))
@@ -146,7 +146,7 @@ def test_arguments_after_test_are_pytests(run, monkeypatch):
     assert ran[-1][2:] == ["pytest", "-k", "lint"]
 
 
-def test_an_old_python_gets_one_line(run, monkeypatch):
+def test_an_old_python_is_refused_in_one_line(run, monkeypatch):
     monkeypatch.setattr(run.sys, "version_info", (3, 10, 4))
     with pytest.raises(SystemExit) as ended:
         run.main([])
@@ -154,7 +154,7 @@ def test_an_old_python_gets_one_line(run, monkeypatch):
     assert str(ended.value.code).startswith("run.py: Python 3.11 or newer is needed")
 
 
-def test_an_environment_that_cannot_be_made_is_one_line(run, lock, monkeypatch):
+def test_an_environment_that_cannot_be_made_is_reported_in_one_line(run, lock, monkeypatch):
     monkeypatch.setattr(run, "set_up", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(SystemExit) as ended:
         run.main([])

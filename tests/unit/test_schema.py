@@ -2,7 +2,7 @@ from feeds.schema import SCHEMA_VERSION
 from worker.migrations.runner import list_migrations, read_migration
 
 
-def test_the_schema_version_is_that_of_the_last_migration():
+def test_the_schema_version_is_the_version_of_the_last_migration():
     assert list_migrations()[-1].version == SCHEMA_VERSION
 
 
@@ -12,7 +12,7 @@ def test_migrations_are_numbered_without_gaps():
     ]
 
 
-def test_what_follows_migrate_down_is_not_applied_and_line_ends_do_not_change_a_checksum(tmp_path):
+def test_sql_after_migrate_down_is_not_applied_and_line_ends_do_not_change_a_checksum(tmp_path):
     text = "-- migrate:up\nSELECT 1;\n-- migrate:down\nDROP TABLE movements;\n"
     (tmp_path / "0001_unix.sql").write_bytes(text.encode())
     (tmp_path / "0002_dos.sql").write_bytes(text.replace("\n", "\r\n").encode())

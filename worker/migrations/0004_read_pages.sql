@@ -3,8 +3,8 @@
 -- Returns a page of an organisation's feed, and the feed's count at the same moment.
 --
 -- `of_kind` and `of_usage_number` select the feed. `element` is the feed's number + 1, because arrays count from 1.
--- `lines`, `skip`, `ceiling` and `floor` are a `feeds.page.Place`. If the page is empty, one row is returned in which
--- only epoch and count are set. The function is STABLE: it reads the snapshot of the statement that calls it, so count
+-- `lines`, `skip`, `ceiling` and `floor` are the limit, skip, ceiling and floor of a `feeds.page.Place`. If the page is
+-- empty, one row is returned in which only epoch and count are set. The function is STABLE: it reads the snapshot of the statement that calls it, so count
 -- and movements are of one moment.
 --
 -- It is a function because Postgres caches a function's plans with the connection, also behind PgBouncer, where the
