@@ -1,0 +1,1 @@
+"""`verify`: is everything what the rules say?"""
