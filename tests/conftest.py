@@ -12,7 +12,7 @@ from tests import servers
 from tests.servers import CHECKOUT, Processes
 from worker.settings import worker_settings
 
-OURS = (
+OUR_VARIABLES = (
     "DATABASE_URL",
     "READER_DATABASE_URL",
     "REDIS_URL",
@@ -29,7 +29,7 @@ OURS = (
 def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hide the user's own settings and a running `up` from all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in OURS:
+        for name in OUR_VARIABLES:
             patch.delenv(name, raising=False)
         patch.setenv("USAGE_FEEDS_STATE", str(tmp_path_factory.mktemp("no-state")))
         yield

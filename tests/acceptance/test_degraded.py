@@ -9,7 +9,7 @@ import redis
 
 from feeds.keys import create_key
 from tests.acceptance.relay import Relay
-from tests.acceptance.test_serve import ask
+from tests.acceptance.test_serve import request
 from tests.integration.endpoint_asks import LINES
 from tests.seed import MIXED, seed, seed_published
 
@@ -53,7 +53,7 @@ def base(processes, redis_relay, postgres_relay):
 def answer(base, secret, target=PAGE):
     """Return status and document of an answer, which came in time."""
     started = time.monotonic()
-    status, _, body = ask(base, secret, target)
+    status, _, body = request(base, secret, target)
     assert time.monotonic() - started < WITHIN_S
     return status, json.loads(body)
 

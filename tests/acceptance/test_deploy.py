@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.conftest import OURS
+from tests.conftest import OUR_VARIABLES
 from tests.servers import CHECKOUT, Processes, wait_until
 from worker.broker.app import make_app
 from worker.intake.streams import AWAKE, shard_of, stream_of
@@ -211,7 +211,7 @@ def test_the_example_names_each_variable_of_the_compose_file_and_holds_no_secret
 
 def test_ours_are_told_every_setting_but_the_reader_s_own_database(services):
     for service in OF_OURS:
-        assert set(OURS) - set(services[service]["environment"]) == {"READER_DATABASE_URL"}
+        assert set(OUR_VARIABLES) - set(services[service]["environment"]) == {"READER_DATABASE_URL"}
 
 
 def test_the_endpoint_alone_is_published_on_loopback_unless_told_otherwise(services):

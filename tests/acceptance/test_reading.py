@@ -14,7 +14,7 @@ from psycopg import sql
 
 from feeds.keys import create_key, set_member
 from feeds.movement import format_id
-from tests.acceptance.test_serve import ask, run_command
+from tests.acceptance.test_serve import request, run_command
 from tests.seed import CONSUME_TM, MIXED, seed, seed_published
 
 WALKED = int(os.environ.get("LINES_TO_WALK", "20000"))
@@ -115,8 +115,8 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
         try:
             with psycopg.connect(database_url, autocommit=True) as connection:
                 lost = seed(connection, "org_a", [CONSUME_TM] * 5)
-            etags = [ask(base, secret, target)[1]["etag"] for target in asked]
-            assert format_id(lost[-1].id).encode() in ask(base, secret)[2]
+            etags = [request(base, secret, target)[1]["etag"] for target in asked]
+            assert format_id(lost[-1].id).encode() in request(base, secret)[2]
             copy(server, backup, name)
         finally:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(backup)))
@@ -126,12 +126,12 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
         # The ordinals of the lost day are given out anew, and the totals come back to what they were.
         seed_published(connection, redis_url, "org_a", MIXED[:5])
         expected = connection.execute("SELECT movement_id FROM movements ORDER BY position DESC").fetchall()
-    wait_until(lambda: ask(base, secret)[0] == 200, within_s=5)
+    wait_until(lambda: request(base, secret)[0] == 200, within_s=5)
     for target, etag in zip(asked, etags, strict=True):
-        status, headers, body = ask(base, secret, target, b"If-None-Match: " + etag.encode())
+        status, headers, body = request(base, secret, target, b"If-None-Match: " + etag.encode())
         assert (status, headers["etag"] != etag) == (200, True)
         assert not any(format_id(movement.id).encode() in body for movement in lost)
-    _, _, body = ask(base, secret)
+    _, _, body = request(base, secret)
     assert [item["id"] for item in json.loads(body)["items"]] == [format_id(movement_id) for (movement_id,) in expected]
 
 
@@ -161,13 +161,13 @@ def test_no_bad_parameter_gives_anything_but_its_code_and_never_a_byte_of_anothe
     seed(connection, "org_b", [CONSUME_TM] * 9)
     keys = [create_key(connection, org_id=org_id)[1] for org_id in ("org_a", "org_b")]
     base = processes.endpoint()
-    cursors = [json.loads(ask(base, key, b"/credits/usage?limit=5")[2])["pages"]["next_cursor"] for key in keys]
+    cursors = [json.loads(request(base, key, b"/credits/usage?limit=5")[2])["pages"]["next_cursor"] for key in keys]
     forged = cursors[0][:-1] + ("A" if cursors[0][-1] != "A" else "B")
     told = Counter()
     for code, queries in (("page", BAD_PAGES), ("filter", BAD_FILTERS), ("parameter", BAD_PARAMETERS)):
         for query in queries:
             sent = query.replace("CURSOR", cursors[0]).replace("FORGED", forged).replace("OTHERS", cursors[1])
-            status, headers, body = ask(base, keys[0], b"/credits/usage?" + sent.encode())
+            status, headers, body = request(base, keys[0], b"/credits/usage?" + sent.encode())
             error = json.loads(body)
             assert (status, error["code"]) == (400, f"credit.usage.invalid_{code}"), (query, body)
             assert "etag" not in headers
@@ -175,7 +175,7 @@ def test_no_bad_parameter_gives_anything_but_its_code_and_never_a_byte_of_anothe
             told[code] += 1
     assert told == {"page": len(BAD_PAGES), "filter": len(BAD_FILTERS), "parameter": len(BAD_PARAMETERS)}
     for query in ("", "page=", "kind=&usage_kind=&page=&limit=&cursor=", "page=2147483647", "limit=100"):
-        status, _, body = ask(base, keys[0], b"/credits/usage?" + query.encode())
+        status, _, body = request(base, keys[0], b"/credits/usage?" + query.encode())
         assert (status, json.loads(body)["pages"]["total_items"]) == (200, len(MIXED) * 9)
 
 
@@ -188,16 +188,16 @@ def test_one_person_reads_two_organisations_each_by_its_own_name_alone(processes
     base = processes.endpoint()
 
     for org_id, total in (("org_a", len(MIXED)), ("org_b", 3), ("org_a", len(MIXED))):
-        status, headers, body = ask(base, secret, PAGE.encode(), b"X-Org-ID: " + org_id.encode())
+        status, headers, body = request(base, secret, PAGE.encode(), b"X-Org-ID: " + org_id.encode())
         assert (status, json.loads(body)["pages"]["total_items"]) == (200, total)
         other = b"org_b" if org_id == "org_a" else b"org_a"
         etag = b"If-None-Match: " + headers["etag"].encode()
-        assert ask(base, secret, PAGE.encode(), b"X-Org-ID: " + org_id.encode(), etag)[0] == 304
-        assert ask(base, secret, PAGE.encode(), b"X-Org-ID: " + other, etag)[0] == 200
+        assert request(base, secret, PAGE.encode(), b"X-Org-ID: " + org_id.encode(), etag)[0] == 304
+        assert request(base, secret, PAGE.encode(), b"X-Org-ID: " + other, etag)[0] == 200
     cursor = json.loads(body)["pages"]["cursor"].encode()
-    status, _, _ = ask(base, secret, PAGE.encode() + b"?cursor=" + cursor, b"X-Org-ID: org_b")
+    status, _, _ = request(base, secret, PAGE.encode() + b"?cursor=" + cursor, b"X-Org-ID: org_b")
     assert status == 400
     for named in (b"org_c", b"org_a\x00", b"ORG_A", b"org_a,org_b", b"org_a' OR '1'='1"):
-        status, _, body = ask(base, secret, PAGE.encode(), b"X-Org-ID: " + named)
+        status, _, body = request(base, secret, PAGE.encode(), b"X-Org-ID: " + named)
         assert status in {400, 403}
         assert b"ref_" not in body

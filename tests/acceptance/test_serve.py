@@ -206,7 +206,9 @@ def test_a_key_that_a_command_creates_is_accepted_until_a_command_revokes_it(
     assert run_command(environment, "keys", "revoke", "nonsense").returncode == 2
 
 
-def test_a_member_that_a_command_sets_can_read_until_a_command_removes_it(processes, connection, environment, wait_until):
+def test_a_member_that_a_command_sets_can_read_until_a_command_removes_it(
+    processes, connection, environment, wait_until
+):
     base = processes.endpoint()
     secret = run_command(environment, "keys", "create", "--user", "ann@example.com").stdout.splitlines()[-1]
     assert request(base, secret, b"/credits/usage", b"X-Org-ID: org_a")[0] == 403

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.conftest import OURS
+from tests.conftest import OUR_VARIABLES
 from tests.servers import CHECKOUT, server_folder, wait_until
 from worker.local.valkey import free_port
 
@@ -27,7 +27,7 @@ class Up:
         self.state = folder / "state"
         self.port = free_port()
         self.out, self.err = folder / "out", folder / "err"
-        visible = {name: value for name, value in os.environ.items() if name not in OURS}
+        visible = {name: value for name, value in os.environ.items() if name not in OUR_VARIABLES}
         self.environment = {**visible, "PYTHONPATH": str(CHECKOUT), "USAGE_FEEDS_STATE": str(self.state)}
         self.process: subprocess.Popen[bytes] | None = None
 
