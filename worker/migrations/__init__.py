@@ -1,0 +1,1 @@
+"""Create and change the database's schema and roles."""
