@@ -43,7 +43,14 @@ LAYERS = (
     {"feeds.cursor", "feeds.keys", "feeds.postgres", "feeds.schema"},
     {"feeds.page", "feeds.settings"},
     {"feeds.movement", "feeds.state"},
-    {"feeds.background", "feeds.bounded_map", "feeds.counters", "feeds.identifiers", "feeds.queries", "feeds.single_flight"},
+    {
+        "feeds.background",
+        "feeds.bounded_map",
+        "feeds.counters",
+        "feeds.identifiers",
+        "feeds.queries",
+        "feeds.single_flight",
+    },
 )
 """The rooms and modules from the top down: each may import only from its own room and from layers below its own."""
 LINES_OF_A_MODULE = 300
