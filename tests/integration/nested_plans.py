@@ -1,4 +1,4 @@
-"""How did Postgres go about what a function asked?"""
+"""With which plans did Postgres run the statements inside a function?"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ SETTINGS = {
     "client_min_messages": "log",
 }
 
-COMPILED_AT = 100_000
-"""`jit_above_cost`, if nobody sets it."""
+JIT_ABOVE_COST = 100_000
+"""The default of the setting `jit_above_cost`."""
 
 
 def scans_of(
@@ -25,28 +25,29 @@ def scans_of(
     parameters: Mapping[str, object],
     role: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Run a query, perhaps as a role, and return the plan nodes that read a table, with what they did.
+    """Run a query, perhaps as a role, and return the plan nodes that read a table, with their row counts.
 
-    No plan may cost so much that Postgres would compile it: 50 ms, each time.
-    The connection is a superuser's, with nothing but this before it.
+    Also asserts that no plan costs so much that Postgres compiles it, which takes 50 ms each time. The connection must
+    be a superuser's; the settings stay set on it.
     """
-    said: list[str] = []
-    connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    notices: list[str] = []
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     connection.execute("LOAD 'auto_explain'")
     for name, value in SETTINGS.items():
         connection.execute("SELECT set_config(%s, %s, false)", [name, value])
     if role:
         connection.execute(f"SET ROLE {role}")
         connection.execute("SELECT set_config('usage_feeds.org_id', %s, false)", [parameters["org_id"]])
-    said.clear()
+    notices.clear()
     connection.execute(query, parameters)
-    plans = [json.loads(words.split("plan:\n", 1)[1])["Plan"] for words in said if "plan:\n" in words]
-    assert plans, said
-    assert max(plan["Total Cost"] for plan in plans) < COMPILED_AT, plans
+    plans = [json.loads(text.split("plan:\n", 1)[1])["Plan"] for text in notices if "plan:\n" in text]
+    assert plans, notices
+    assert max(plan["Total Cost"] for plan in plans) < JIT_ABOVE_COST, plans
     return [node for plan in plans for node in walk(plan) if node.get("Relation Name") == table]
 
 
 def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a plan node and all nodes below it."""
     yield node
-    for below in node.get("Plans", ()):
-        yield from walk(below)
+    for child in node.get("Plans", ()):
+        yield from walk(child)

@@ -11,35 +11,35 @@ from feeds.postgres import SQL, Postgres, PostgresAway
 
 
 def run(address, use, **options):
-    """Return what `use` makes of connections to an address."""
+    """Return what `use` returns, given a `Postgres` at an address."""
 
-    async def ask():
+    async def call():
         postgres = Postgres(address, **options)
         try:
             return await use(postgres)
         finally:
             await postgres.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(call())
 
 
-def test_answers_come_from_connections_that_are_kept(database_url):
+def test_a_connection_is_reused(database_url):
     async def use(postgres):
         return [await postgres.fetch(b"SELECT pg_backend_pid()", {}) for _ in range(5)]
 
     assert len({rows[0] for rows in run(database_url, use)}) == 1
 
 
-def test_no_more_connections_are_open_than_may_ask_at_once(database_url):
+def test_no_more_statements_run_at_the_same_time_than_allowed(database_url):
     async def use(postgres):
         return await asyncio.gather(
             *(postgres.fetch(b"SELECT pg_backend_pid(), pg_sleep(0.01)", {}) for _ in range(30))
         )
 
-    assert len({rows[0][0] for rows in run(database_url, use, at_once=3, deadline_s=10)}) <= 3
+    assert len({rows[0][0] for rows in run(database_url, use, concurrency=3, deadline_s=10)}) <= 3
 
 
-def test_a_server_that_refuses_connections_is_noticed_at_once():
+def test_a_server_that_refuses_connections_fails_the_call_at_once():
     async def use(postgres):
         started = time.monotonic()
         with pytest.raises(PostgresAway):
@@ -49,7 +49,7 @@ def test_a_server_that_refuses_connections_is_noticed_at_once():
     assert run("postgresql://nobody@127.0.0.1:1/nowhere", use) < 0.5
 
 
-def test_a_server_that_never_answers_is_given_up_by_the_deadline():
+def test_a_server_that_never_answers_fails_all_calls_at_the_deadline():
     async def use(postgres):
         started = time.monotonic()
         answers = await asyncio.gather(*(postgres.fetch(b"SELECT 1", {}) for _ in range(20)), return_exceptions=True)
@@ -57,20 +57,20 @@ def test_a_server_that_never_answers_is_given_up_by_the_deadline():
 
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nowhere"
-        types, took_s = run(address, use, at_once=2, deadline_s=0.3)
+        types, took_s = run(address, use, concurrency=2, deadline_s=0.3)
 
     assert types == [PostgresAway] * 20
     assert took_s < 1.0
 
 
-def test_a_slow_statement_is_given_up_by_the_deadline_and_ended_at_the_server(database_url, wait_until):
+def test_a_slow_statement_fails_at_the_deadline_and_is_ended_on_the_server(database_url, wait_until):
     async def use(postgres):
         with pytest.raises(PostgresAway):
             await postgres.fetch(b"SELECT pg_sleep(60)", {})
         await asyncio.to_thread(wait_until, lambda: not sleeping(database_url))
         return await postgres.fetch(b"SELECT 'again'", {})
 
-    assert run(database_url, use, at_once=1, deadline_s=0.3) == [("again",)]
+    assert run(database_url, use, concurrency=1, deadline_s=0.3) == [("again",)]
 
 
 def sleeping(database_url):
@@ -80,12 +80,12 @@ def sleeping(database_url):
         ).fetchall()
 
 
-def test_connections_that_the_server_ended_are_replaced_without_an_error(database_url):
+def test_connections_that_the_server_closed_are_replaced_without_an_error(database_url):
     async def use(postgres):
         before = await asyncio.gather(
             *(postgres.fetch(b"SELECT pg_backend_pid(), pg_sleep(0.05)", {}) for _ in range(4))
         )
-        end_all_others(database_url)
+        terminate_all_others(database_url)
         after = await asyncio.gather(*(postgres.fetch(b"SELECT pg_backend_pid()", {}) for _ in range(4)))
         return {rows[0][0] for rows in before}, {rows[0][0] for rows in after}
 
@@ -94,7 +94,7 @@ def test_connections_that_the_server_ended_are_replaced_without_an_error(databas
     assert not before & after
 
 
-def end_all_others(database_url):
+def terminate_all_others(database_url):
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -102,7 +102,7 @@ def end_all_others(database_url):
         )
 
 
-def test_a_statement_that_is_refused_costs_no_later_one(database_url):
+def test_a_refused_statement_does_not_affect_the_next_one(database_url):
     async def use(postgres):
         with pytest.raises(PostgresAway, match="DivisionByZero"):
             await postgres.fetch(b"SELECT 1 / 0", {})
@@ -111,19 +111,19 @@ def test_a_statement_that_is_refused_costs_no_later_one(database_url):
     assert run(database_url, use) == [(1,)]
 
 
-def test_one_who_gives_up_waiting_gives_back_the_turn(database_url):
+def test_a_cancelled_call_frees_its_slot(database_url):
     async def use(postgres):
-        asking = asyncio.create_task(postgres.fetch(b"SELECT pg_sleep(60)", {}))
+        call = asyncio.create_task(postgres.fetch(b"SELECT pg_sleep(60)", {}))
         await asyncio.sleep(0.05)
-        asking.cancel()
+        call.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await call
         return await postgres.fetch(b"SELECT 1::int4", {})
 
-    assert run(database_url, use, at_once=1, deadline_s=8) == [(1,)]
+    assert run(database_url, use, concurrency=1, deadline_s=8) == [(1,)]
 
 
-def test_an_error_of_the_statement_that_bounds_the_other_is_told(database_url, monkeypatch):
+def test_an_error_of_the_statement_that_sets_the_bounds_is_raised(database_url, monkeypatch):
     monkeypatch.setitem(SQL, "bound_statement", b"SELECT 1 / 0, %(org_id)s::text")
 
     async def use(postgres):
@@ -133,7 +133,7 @@ def test_an_error_of_the_statement_that_bounds_the_other_is_told(database_url, m
     run(database_url, use)
 
 
-def test_a_statement_that_is_refused_at_the_transactions_end_is_no_answer_and_costs_no_later_one(database_url):
+def test_a_refused_commit_raises_and_does_not_affect_the_next_statement(database_url):
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE ones (one integer PRIMARY KEY)")
         connection.execute("CREATE TABLE twos (one integer REFERENCES ones DEFERRABLE INITIALLY DEFERRED)")
@@ -146,18 +146,18 @@ def test_a_statement_that_is_refused_at_the_transactions_end_is_no_answer_and_co
     assert run(database_url, use) == [(1,)]
 
 
-def test_connections_that_were_given_up_half_made_are_closed_at_once():
-    def count():
+def test_half_open_connections_of_failed_calls_are_closed_at_once():
+    def count_open_files():
         return len(list(Path("/proc/self/fd").iterdir()))
 
     async def use(postgres):
         counts = []
         for _ in range(5):
-            asking = (postgres.fetch(b"SELECT 1", {}) for _ in range(8))
-            answers = await asyncio.gather(*asking, return_exceptions=True)
+            calls = (postgres.fetch(b"SELECT 1", {}) for _ in range(8))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(answer) for answer in answers} == {PostgresAway}
             del answers
-            counts.append(count())
+            counts.append(count_open_files())
         return counts
 
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -171,16 +171,16 @@ def test_connections_that_were_given_up_half_made_are_closed_at_once():
     assert counts[-1] <= counts[0]
 
 
-def test_what_is_still_asked_when_all_is_closed_leaves_no_connection(database_url, wait_until):
+def test_a_call_under_way_at_close_leaves_no_connection(database_url, wait_until):
     def is_open(pid):
         with psycopg.connect(database_url) as connection:
             return connection.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]).fetchall()
 
     async def use(postgres):
-        asking = asyncio.create_task(postgres.fetch(b"SELECT pg_backend_pid(), pg_sleep(0.2)", {}))
+        call = asyncio.create_task(postgres.fetch(b"SELECT pg_backend_pid(), pg_sleep(0.2)", {}))
         await asyncio.sleep(0.1)
         await postgres.close()
-        [(pid, _)] = await asking
+        [(pid, _)] = await call
         await asyncio.to_thread(wait_until, lambda: not is_open(pid))
 
     run(database_url, use, deadline_s=8)
