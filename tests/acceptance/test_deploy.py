@@ -1,4 +1,4 @@
-"""Every command line of deploy/ is run as a plain process, with the test's servers: no engine is needed."""
+"""Do the compose file and the Dockerfile work? Their commands run as plain processes: no container engine is needed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ print("PONG" if redis.Redis(port=int(port), password=os.environ["REDISCLI_AUTH"]
 
 
 def compose(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run docker-compose on our file, with these variables and none of the user's."""
+    """Run docker-compose on our file, with these variables and without the user's."""
     settings = folder / "settings.env"
     settings.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
     program = Path(sys.executable).with_name("docker-compose")
@@ -48,7 +48,7 @@ def compose(folder: Path, *arguments: str, **variables: str) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Give the services of the compose file, as an engine would be told."""
+    """Return the services of the compose file, as an engine gets them."""
     done = compose(tmp_path_factory.mktemp("compose"), "--format", "json", **SECRETS)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.replace("$$", "$"))["services"]
@@ -60,12 +60,12 @@ def seconds(duration: str) -> int:
 
 
 def instructions(name: str) -> list[str]:
-    """Return the arguments of the Dockerfile's instructions of that name."""
+    """Return the arguments of all instructions of that name in the Dockerfile."""
     return re.findall(rf"^{name} (.*)$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
 
 
 class Containers:
-    """The compose file's services, each as a plain process; only addresses and folders are replaced."""
+    """The services of the compose file, each as a plain process. Only addresses and folders are replaced."""
 
     def __init__(self, services: dict, folder: Path, database_url: str) -> None:
         self.services = services
@@ -83,7 +83,7 @@ class Containers:
         self.processes = Processes(folder, {**bare, **kept})
 
     def programs(self, folder: Path) -> Path:
-        """Make the programs that the images have."""
+        """Create the programs that the images have."""
         folder.mkdir()
         python = shlex.quote(sys.executable)
         wanted = {
@@ -121,7 +121,7 @@ class Containers:
         return self.processes.start(service, "-c", EXECUTE, *command, env=self.environment(service))
 
     def run(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in a service's environment, to its end."""
+        """Run a command in a service's environment, and wait for its end."""
         environment = {**self.processes.environment, **self.environment(service)}
         return subprocess.run(
             [sys.executable, "-c", EXECUTE, *command],
@@ -156,7 +156,7 @@ def test_the_composed_processes_take_an_event_and_serve_a_page(containers):
         event = {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 7}
         client.xadd(stream_of(shard_of("org_a", 8)), {"event": json.dumps(event)})
         wait_until(lambda: client.xlen(stream_of(shard_of("org_a", 8))) == 0, within_s=30)
-        wait_until(lambda: not client.exists(AWAKE))  # a drain at work has the whole of a soft shutdown, 50 s
+        wait_until(lambda: not client.exists(AWAKE))  # a running drain may take the 50 s of the soft shutdown
     key = containers.run("endpoint", "usage-feeds", "keys", "create", "--org", "org_a").stdout.split()[-1]
     request = Request(f"http://127.0.0.1:{containers.port}/credits/usage", headers={"Authorization": f"Bearer {key}"})
     with urlopen(request, timeout=10) as answer:
@@ -165,11 +165,12 @@ def test_the_composed_processes_take_an_event_and_serve_a_page(containers):
     for service, process in reversed({"valkey": valkey, **started}.items()):
         grace = seconds(containers.services[service]["stop_grace_period"])
         assert containers.processes.stop(process, within_s=min(grace, 30)) == 0, service
-    assert "Cold shutdown" in containers.processes.output(started["worker"])  # so ends a soft one, and no warm one
+    # A soft shutdown ends as a cold one; a warm one does not.
+    assert "Cold shutdown" in containers.processes.output(started["worker"])
     assert not any(containers.is_healthy(service) for service in ("valkey", "worker", "schedule", "endpoint"))
 
 
-def test_the_streams_server_keeps_what_it_was_given_and_never_evicts(containers):
+def test_the_server_of_the_streams_keeps_events_when_it_is_killed_and_never_evicts(containers):
     valkey = containers.start("valkey")
     wait_until(lambda: containers.is_healthy("valkey"), within_s=20)
     with redis.Redis.from_url(containers.redis_url) as client:
@@ -209,12 +210,12 @@ def test_the_example_names_each_variable_of_the_compose_file_and_holds_no_secret
     }
 
 
-def test_ours_are_told_every_setting_but_the_reader_s_own_database(services):
+def test_every_process_of_ours_gets_every_setting_except_the_reader_s_database(services):
     for service in OF_OURS:
         assert set(OUR_VARIABLES) - set(services[service]["environment"]) == {"READER_DATABASE_URL"}
 
 
-def test_the_endpoint_alone_is_published_on_loopback_unless_told_otherwise(services):
+def test_only_the_endpoint_is_published_and_by_default_on_loopback(services):
     assert {name: service["ports"][0]["host_ip"] for name, service in services.items() if "ports" in service} == {
         "endpoint": "127.0.0.1"
     }
@@ -230,7 +231,7 @@ def test_nothing_runs_as_root_or_writes_outside_its_folders(services):
     assert instructions("USER") == [services["worker"]["user"]]
 
 
-def test_everything_is_started_again_watched_and_given_time_to_stop(services):
+def test_every_service_is_restarted_probed_and_given_time_to_stop(services):
     for name, service in services.items():
         assert service["restart"] == ("on-failure:5" if name == "migrate" else "unless-stopped"), name
         assert ("healthcheck" in service) == (name != "migrate"), name
@@ -244,7 +245,7 @@ def test_the_worker_has_time_for_its_soft_shutdown(services):
     assert soft + 20 <= seconds(worker["stop_grace_period"])
 
 
-def test_the_image_alone_starts_the_endpoint(services):
+def test_the_image_starts_the_endpoint_by_default(services):
     assert [json.loads(command) for command in instructions("CMD")] == [services["endpoint"]["command"]]
     assert instructions("ENTRYPOINT") == instructions("HEALTHCHECK") == []
 
