@@ -1,4 +1,4 @@
-"""What the tests of the cached feeds, and those of the endpoint, ask for."""
+"""Fixtures for the tests of the cached feeds and of the endpoint."""
 
 import psycopg
 import pytest
@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from feeds.endpoint import app
 from feeds.keys import create_key
-from tests.integration.endpoint_asks import LINES, headers_of
+from tests.integration.endpoint_requests import MOVEMENTS, headers_of
 from tests.integration.feed_ledger import PROGRAMS
 from tests.seed import MIXED, seed
 
@@ -18,22 +18,22 @@ def anyio_backend():
 
 @pytest.fixture(params=PROGRAMS)
 def redis_program(request):
-    """The server of the wheel, and Redis itself where this machine has it."""
+    """The wheel's server, and Redis itself if this machine has it."""
     return request.param
 
 
 @pytest.fixture
 def seeded(environment):
-    """Give a connection to a ledger with the lines of `org_a` and fewer of `org_b`."""
+    """Give a connection to a ledger with movements of `org_a` and fewer of `org_b`."""
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
-        seed(connection, "org_a", LINES)
+        seed(connection, "org_a", MOVEMENTS)
         seed(connection, "org_b", MIXED)
         yield connection
 
 
 @pytest.fixture
 def client(seeded):
-    """Give a client of the endpoint, which lives in this process and reads that ledger."""
+    """Give a client of the endpoint, which runs in this process and reads that ledger."""
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

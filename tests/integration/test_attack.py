@@ -8,7 +8,7 @@ import pytest
 from feeds.cached.protocol import RedisProtocol
 from feeds.keys import create_key, new_secret, revoke_key
 from feeds.postgres import Postgres
-from tests.integration.endpoint_asks import PATH, headers_of
+from tests.integration.endpoint_requests import PATH, headers_of
 
 
 @pytest.fixture

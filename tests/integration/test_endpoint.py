@@ -1,27 +1,28 @@
-"""Pages over HTTP, as the contract draws them."""
+"""Pages over HTTP: their form, their cursors and their ETags."""
 
 from contextlib import closing
 
+from feeds.cached.epoch import read_epoch
 from feeds.cached.worker_connection import WorkerConnection
-from feeds.cached.writer import give_up, read_epoch, show
+from feeds.cached.writer import publish, start_new_epoch
 from feeds.keys import create_key
-from tests.integration.endpoint_asks import LINES, PATH, assert_refused, headers_of, refs
+from tests.integration.endpoint_requests import MOVEMENTS, PATH, assert_refused, headers_of, refs
 from tests.seed import MIXED, seed, seed_published
 
 
-def test_a_page_is_served_as_the_contract_draws_it(client, bearer):
+def test_a_page_has_exactly_the_members_and_headers_that_are_documented(client, bearer):
     answer = client.get(PATH, headers=bearer, params={"page": 2, "kind": "consume", "usage_kind": "ai_usage"})
 
-    listing = answer.json()
-    assert list(listing) == ["object", "items", "pages"]
-    assert len(listing["items"]) == 10
-    last = listing["items"][-1]
+    page = answer.json()
+    assert list(page) == ["object", "items", "pages"]
+    assert len(page["items"]) == 10
+    last = page["items"][-1]
     assert last.pop("id").startswith("cent_")
     assert last == {
         "object": "credit_entry", "kind": "consume", "credits": -3, "usage_kind": "ai_usage", "usage_ref": "ref_2",
         "created_at": "2026-06-01T10:00:02Z",
     }  # fmt: skip
-    pages = listing["pages"]
+    pages = page["pages"]
     assert {name: pages[name] for name in list(pages)[:8]} == {
         "object": "cursor", "page": 2, "limit": 20, "total_items": 30, "total_pages": 2, "has_next": False,
         "has_prev": True, "direction": "next",
@@ -32,7 +33,7 @@ def test_a_page_is_served_as_the_contract_draws_it(client, bearer):
     assert answer.headers["etag"].startswith('"')
 
 
-def test_usage_kind_is_present_on_consume_and_overflow_alone(client, bearer):
+def test_usage_kind_is_present_only_on_consume_and_overflow(client, bearer):
     items = client.get(PATH, headers=bearer, params={"limit": 100}).json()["items"]
 
     assert {item["kind"] for item in items if "usage_kind" in item} == {"consume", "overflow"}
@@ -40,17 +41,19 @@ def test_usage_kind_is_present_on_consume_and_overflow_alone(client, bearer):
     assert all(item["created_at"].endswith("Z") and "." not in item["created_at"] for item in items)
 
 
-def test_following_cursors_shows_each_line_of_the_start_once_while_lines_arrive(client, bearer, seeded, redis_url):
-    answer, shown = client.get(PATH, headers=bearer, params={"limit": 7}), []
+def test_following_cursors_gives_each_movement_of_the_start_once_while_others_are_added(
+    client, bearer, seeded, redis_url
+):
+    answer, found = client.get(PATH, headers=bearer, params={"limit": 7}), []
     while True:
-        shown += refs(answer)
+        found += refs(answer)
         pages = answer.json()["pages"]
         if pages["next_cursor"] is None:
             break
         seed_published(seeded, redis_url, "org_a", MIXED[:3])
         answer = client.get(PATH, headers=bearer, params={"cursor": pages["next_cursor"], "limit": 7})
 
-    assert shown == [f"ref_{position}" for position in range(len(LINES), 0, -1)]
+    assert found == [f"ref_{position}" for position in range(len(MOVEMENTS), 0, -1)]
     back = client.get(PATH, headers=bearer, params={"cursor": pages["prev_cursor"], "limit": 7}).json()
     assert back["pages"]["direction"] == "prev"
     assert [item["usage_ref"] for item in back["items"]] == [f"ref_{position}" for position in range(14, 7, -1)]
@@ -77,12 +80,12 @@ def test_a_cursor_of_another_organisation_is_refused(client, bearer, seeded):
     assert_refused(client.get(PATH, headers=others, params={"cursor": cursor}), 400, "credit.usage.invalid_page")
 
 
-def test_a_combination_that_no_line_can_have_is_an_empty_list(client, bearer):
-    listing = client.get(PATH, headers=bearer, params={"kind": "allot", "usage_kind": "ai_usage"}).json()
+def test_a_combination_of_filters_that_no_movement_can_have_is_an_empty_list(client, bearer):
+    page = client.get(PATH, headers=bearer, params={"kind": "allot", "usage_kind": "ai_usage"}).json()
 
-    assert (listing["items"], listing["pages"]["total_items"], listing["pages"]["total_pages"]) == ([], 0, 0)
-    again = client.get(PATH, headers=bearer, params={"cursor": listing["pages"]["cursor"]}).json()
-    assert again == listing
+    assert (page["items"], page["pages"]["total_items"], page["pages"]["total_pages"]) == ([], 0, 0)
+    again = client.get(PATH, headers=bearer, params={"cursor": page["pages"]["cursor"]}).json()
+    assert again == page
 
 
 def test_a_page_past_the_end_is_an_empty_list(client, bearer):
@@ -94,15 +97,15 @@ def test_a_page_past_the_end_is_an_empty_list(client, bearer):
 
 
 def test_head_answers_as_get_without_the_body(client, bearer):
-    got, headed = client.get(PATH, headers=bearer), client.head(PATH, headers=bearer)
+    get, head = client.get(PATH, headers=bearer), client.head(PATH, headers=bearer)
 
-    assert (headed.status_code, headed.content) == (200, b"")
-    assert dict(headed.headers) == dict(got.headers)
-    assert int(headed.headers["content-length"]) == len(got.content)
+    assert (head.status_code, head.content) == (200, b"")
+    assert dict(head.headers) == dict(get.headers)
+    assert int(head.headers["content-length"]) == len(get.content)
     assert client.head(PATH).status_code == 401
 
 
-def test_an_etag_that_still_holds_gives_304_and_a_new_line_gives_200(client, bearer, seeded, redis_url):
+def test_a_current_etag_gives_304_and_after_a_new_movement_gives_200(client, bearer, seeded, redis_url):
     answer = client.get(PATH, headers=bearer)
     etag = answer.headers["etag"]
 
@@ -119,17 +122,17 @@ def test_an_etag_that_still_holds_gives_304_and_a_new_line_gives_200(client, bea
 
 
 def test_a_new_epoch_gives_every_page_another_etag_at_once(client, bearer, seeded):
-    params = [{}, {"page": 2}, {"kind": "allot"}]
-    etags = [client.get(PATH, headers=bearer, params=asked).headers["etag"] for asked in params]
-    give_up(seeded, read_epoch(seeded))
+    requests = [{}, {"page": 2}, {"kind": "allot"}]
+    etags = [client.get(PATH, headers=bearer, params=params).headers["etag"] for params in requests]
+    start_new_epoch(seeded, read_epoch(seeded))
 
-    for asked, etag in zip(params, etags, strict=True):
-        answer = client.get(PATH, headers=bearer | {"If-None-Match": etag}, params=asked)
+    for params, etag in zip(requests, etags, strict=True):
+        answer = client.get(PATH, headers=bearer | {"If-None-Match": etag}, params=params)
         assert answer.status_code == 200
         assert answer.headers["etag"] != etag
 
 
-def test_parameters_are_judged_in_the_contracts_order(client, bearer):
+def test_filters_are_checked_before_paging_and_paging_before_other_parameters(client, bearer):
     def refused(query):
         answer = client.get(f"{PATH}?{query}", headers=bearer)
         return answer.status_code, answer.json()["code"].rpartition(".")[2], answer.json()["message"]
@@ -147,14 +150,14 @@ def test_parameters_are_judged_in_the_contracts_order(client, bearer):
     assert refused("page=2147483648")[1] == "invalid_page"
 
 
-def test_lines_posted_right_after_a_rebuild_are_shown_though_readers_learn_of_it_later(
+def test_movements_published_right_after_a_rebuild_are_served_though_the_endpoint_learns_of_it_later(
     client, bearer, seeded, redis_url
 ):
-    with closing(WorkerConnection(redis_url)) as link:
-        show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
+    with closing(WorkerConnection(redis_url)) as feeds_redis:
+        publish(feeds_redis, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
         for number in range(1, 6):
             client.get(PATH, headers=bearer)
             seeded.execute("UPDATE ledger SET epoch = gen_random_uuid()")
-            show(link, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
+            publish(feeds_redis, seeded, {"org_a": seed(seeded, "org_a", MIXED)})
             pages = client.get(PATH, headers=bearer).json()["pages"]
-            assert pages["total_items"] == len(LINES) + (number + 1) * len(MIXED)
+            assert pages["total_items"] == len(MOVEMENTS) + (number + 1) * len(MIXED)

@@ -1,10 +1,10 @@
-"""What the endpoint says of itself: other paths, probes, its description."""
+"""The endpoint's other paths: errors, probes, and the OpenAPI document."""
 
 import json
 
 import jsonschema_rs
 
-from tests.integration.endpoint_asks import PATH, assert_refused
+from tests.integration.endpoint_requests import PATH, assert_refused
 
 
 def test_other_paths_and_methods_get_the_same_envelope(client, bearer):
@@ -17,7 +17,7 @@ def test_other_paths_and_methods_get_the_same_envelope(client, bearer):
     assert_refused(client.post("/livez"), 405, "method_not_allowed")
 
 
-def test_probes_tell_the_process_from_its_readiness(client, seeded):
+def test_livez_is_200_and_readyz_is_503_if_the_schema_is_not_known(client, seeded):
     assert client.get("/livez").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
     seeded.execute(
@@ -29,16 +29,16 @@ def test_probes_tell_the_process_from_its_readiness(client, seeded):
     assert client.get("/livez").status_code == 200
 
 
-def test_the_description_holds_every_parameter_code_header_and_example(client):
-    described = client.get("/openapi.json").json()
+def test_the_openapi_document_has_every_parameter_code_header_and_example(client):
+    document = client.get("/openapi.json").json()
 
-    operation = described["paths"][PATH]["get"]
-    assert described["openapi"].startswith("3.1")
+    operation = document["paths"][PATH]["get"]
+    assert document["openapi"].startswith("3.1")
     assert [parameter["name"] for parameter in operation["parameters"]] == [
         "kind", "usage_kind", "page", "limit", "cursor", "X-Org-ID", "If-None-Match",
     ]  # fmt: skip
     assert list(operation["responses"]) == ["200", "304", "400", "401", "403", "429", "500"]
-    text = json.dumps(described)
+    text = json.dumps(document)
     for code in [
         "identity_missing",
         "forbidden",
@@ -54,12 +54,12 @@ def test_the_description_holds_every_parameter_code_header_and_example(client):
     assert "cent_01h455vb4pex5vsknk084sn02q" in text
 
 
-def test_a_page_holds_what_its_description_says(client, bearer):
-    described = client.get("/openapi.json").json()
+def test_answers_are_valid_by_the_openapi_document(client, bearer):
+    document = client.get("/openapi.json").json()
 
-    def check(name, document):
-        schema = {"$ref": f"#/components/schemas/{name}", "components": described["components"]}
-        jsonschema_rs.validate(schema, document)
+    def check(name, answer):
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        jsonschema_rs.validate(schema, answer)
 
     check("CreditList", client.get(PATH, headers=bearer, params={"limit": 100}).json())
     check("CreditList", client.get(PATH, headers=bearer, params={"page": 99}).json())

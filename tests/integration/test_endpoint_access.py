@@ -1,9 +1,9 @@
-"""Who may read what, by the error table."""
+"""Which keys may read which organisation, and the error of the others."""
 
 import pytest
 
 from feeds.keys import create_key, new_secret, revoke_key, set_member
-from tests.integration.endpoint_asks import PATH, assert_refused, headers_of, refs
+from tests.integration.endpoint_requests import PATH, assert_refused, headers_of, refs
 from tests.seed import MIXED
 
 
@@ -15,7 +15,7 @@ from tests.seed import MIXED
         [("Authorization", new_secret())], [("Authorization", b"Bearer \xff\xfe")], [("Authorization", b"Bearer ufk_\x00")],
     ],
 )  # fmt: skip
-def test_without_a_good_key_there_is_one_body_for_all(client, headers):
+def test_without_a_valid_key_the_body_is_always_the_same(client, headers):
     answer = client.get(PATH, headers=headers, params={"kind": "nonsense", "page": 0})
 
     body = assert_refused(answer, 401, "credit.handler.identity_missing")
@@ -37,11 +37,11 @@ def test_revoked_keys_and_personal_keys_without_an_organisation_get_that_body_to
     assert client.get(PATH, headers=headers_of(personal, **{"X-Org-ID": ""})).content == unknown.content
 
 
-def test_two_authorizations_are_none(client, bearer):
+def test_two_authorization_headers_are_refused(client, bearer):
     assert client.get(PATH, headers=[*bearer.items(), *bearer.items()]).status_code == 401
 
 
-def test_the_scheme_of_a_key_may_be_written_in_any_case(client, bearer):
+def test_the_scheme_bearer_may_be_written_in_any_case(client, bearer):
     assert (
         client.get(PATH, headers={"Authorization": bearer["Authorization"].replace("Bearer", "bEARER")}).status_code
         == 200
@@ -68,7 +68,7 @@ def test_a_member_reads_with_a_personal_key(client, seeded):
     assert len(refs(client.get(PATH, headers=headers_of(personal, **{"X-Org-ID": "org_b"})))) == len(MIXED)
 
 
-def test_an_organisation_named_twice_is_refused_after_all_else(client, bearer, seeded):
+def test_an_organisation_named_twice_is_refused_after_all_other_checks(client, bearer, seeded):
     _, personal = create_key(seeded, user_id="ann")
     set_member(seeded, "org_a", "ann", "owner")
     twice = [("X-Org-ID", "org_a"), ("X-Org-ID", "org_a")]

@@ -17,7 +17,7 @@ from feeds.endpoint import metrics
 from feeds.keys import create_key, format_key_id, list_keys, new_secret
 from tests.conftest import clear_settings
 from tests.integration.command_line import run
-from tests.integration.endpoint_asks import PATH, headers_of
+from tests.integration.endpoint_requests import PATH, headers_of
 from tests.servers import CHECKOUT
 from worker.intake import counters as counts
 from worker.intake.streams import shard_of, stream_of

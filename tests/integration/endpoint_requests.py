@@ -1,9 +1,9 @@
-"""What do the tests of the endpoint ask, and how do they look at its answers?"""
+"""What do the tests of the endpoint request, and how do they read its answers?"""
 
 from tests.seed import MIXED
 
 PATH = "/credits/usage"
-LINES = MIXED * 15
+MOVEMENTS = MIXED * 15
 
 
 def headers_of(secret, **others):
@@ -16,7 +16,7 @@ def refs(answer):
 
 
 def assert_refused(answer, status, code):
-    """Assert that an answer is this error, in the envelope, and tells nothing of anybody's lines."""
+    """Assert that an answer is this error in the envelope, and holds nothing of any movement. Returns its document."""
     body = answer.json()
     assert (answer.status_code, body["object"], body["code"]) == (status, "error", code)
     assert set(body) <= {"object", "code", "message", "fields"}
