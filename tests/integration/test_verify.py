@@ -1,3 +1,5 @@
+"""Verify reports every broken rule of the ledger and of the streams, and nothing else."""
+
 import json
 import re
 import time
@@ -9,22 +11,14 @@ import redis
 
 from feeds.schema import check_ledger
 from worker.audit import ledger as audit_module
-from worker.audit.ledger import (
-    EVERY_ORGANISATION,
-    LARGEST_ID,
-    RULES,
-    SQL,
-    UnknownOrganisation,
-    audit_ledger,
-    audit_streams,
-    share_out,
-)
+from worker.audit.ledger import EVERY_ORGANISATION, RULES, SQL, UnknownOrganisation, audit_ledger, divide
+from worker.audit.streams import LARGEST_ID, audit_streams
 from worker.ledger.entries import Entry
 from worker.ledger.write import post_entries
 from worker.settings import WorkerSettings
 
 ORG = "(SELECT org_no FROM organisations WHERE org_id = 'org_a')"
-"""In SQL: the organisation whose ledger is corrupted. `org_b` has the same events, and stays right."""
+"""In SQL: the number of the organisation whose ledger is corrupted. `org_b` has the same events and stays correct."""
 
 HISTORY = [
     {"type": "grant", "grant_ref": "first", "credits": 10, "source": "plan"},
@@ -63,18 +57,14 @@ def connection(database_url):
         yield connection
 
 
-def found(connection):
-    return {finding.rule for finding in audit_ledger(connection).findings}
-
-
-def test_a_ledger_that_was_posted_by_the_rules_is_clean(connection):
+def test_a_posted_ledger_breaks_no_rule(connection):
     audit = audit_ledger(connection)
 
     assert audit.findings == []
     assert (audit.organisations, audit.movements, audit.grants) == (2, 30, 12)
 
 
-def test_the_history_has_every_kind_a_draw_from_two_grants_and_a_split_usage(connection):
+def test_the_history_has_every_kind_a_draw_from_two_grants_and_a_usage_that_overflows(connection):
     kinds = connection.execute("SELECT array_agg(DISTINCT kind ORDER BY kind)::text FROM movements").fetchall()
     draws = connection.execute("SELECT max(array_length(string_to_array(draws, ','), 1)) FROM movements").fetchall()
     split = connection.execute("SELECT count(*) FROM movements WHERE usage_ref = 'u4'").fetchall()
@@ -132,7 +122,7 @@ CORRUPTIONS = {
     "last_hash": corruption("UPDATE organisations SET last_hash = NULL WHERE org_no = :org"),
     "stream_offsets": corruption("DELETE FROM stream_offsets WHERE shard = 3"),
 }
-ALONE = {
+SOLE = {
     "kind_ordinal",
     "usage_ordinal",
     "kind_usage_ordinal",
@@ -144,11 +134,11 @@ ALONE = {
     "last_hash",
     "stream_offsets",
 }
-"""Rules that no other rule backs up."""
+"""Rules whose corruption no other rule reports."""
 
 
 @pytest.mark.parametrize("rule", CORRUPTIONS)
-def test_a_ledger_that_breaks_a_rule_is_reported_by_that_rule_for_that_organisation_alone(connection, rule):
+def test_a_broken_rule_is_reported_for_the_corrupted_organisation_only(connection, rule):
     connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
     for statement in CORRUPTIONS[rule]:
         connection.execute(statement)
@@ -158,18 +148,18 @@ def test_a_ledger_that_breaks_a_rule_is_reported_by_that_rule_for_that_organisat
     assert rule in {finding.rule for finding in audit.findings}
     assert {finding.org_id for finding in audit.findings} <= {"org_a", None}
     assert all(finding.expected != finding.found for finding in audit.findings)
-    if rule in ALONE:
+    if rule in SOLE:
         assert {finding.rule for finding in audit.findings} == {rule}
 
 
-def test_every_rule_that_can_be_reported_has_a_corruption_that_shows_it():
+def test_every_rule_has_a_corruption_that_breaks_it():
     queries = b"".join(SQL[rule] for rule in [*RULES, "find_wrong_offsets"]).decode()
     reported = {*re.findall(r"'(\w+)' AS rule", queries), *re.findall(r"[(T]\s*'(\w+)',", queries)}
 
     assert reported == set(CORRUPTIONS)
 
 
-def test_a_finding_says_where_and_what(connection):
+def test_a_finding_names_place_and_values(connection):
     connection.execute("UPDATE organisations SET counts[1] = 99 WHERE org_id = 'org_b'")
 
     [finding] = audit_ledger(connection).findings
@@ -177,7 +167,7 @@ def test_a_finding_says_where_and_what(connection):
     assert finding == ("org_b", "count", "feed 0", "15", "99")
 
 
-def test_one_organisation_is_checked_alone(connection):
+def test_one_organisation_can_be_checked_without_the_others(connection):
     connection.execute("UPDATE organisations SET grants = 99 WHERE org_id = 'org_b'")
 
     assert audit_ledger(connection, "org_a").findings == []
@@ -185,9 +175,9 @@ def test_one_organisation_is_checked_alone(connection):
     assert audit_ledger(connection, "org_b").organisations == 1
 
 
-def test_an_organisation_that_nobody_knows_cannot_be_checked(connection):
+def test_an_unknown_organisation_cannot_be_checked(connection):
     with pytest.raises(UnknownOrganisation):
-        audit_ledger(connection, "nobody")
+        audit_ledger(connection, "unknown")
 
 
 def test_an_audit_is_exact_while_events_are_posted(connection, database_url, wait_until):
@@ -219,7 +209,7 @@ def test_an_audit_is_exact_while_events_are_posted(connection, database_url, wai
     assert all(audit.findings == [] for audit in audits)
 
 
-def test_an_audit_changes_nothing_and_leaves_the_connection_as_it_was(connection):
+def test_an_audit_leaves_the_connection_as_it_was(connection):
     audit_ledger(connection)
 
     connection.execute("UPDATE organisations SET grants = grants")
@@ -232,14 +222,14 @@ def streams(redis_url):
         yield streams
 
 
-def test_streams_as_they_should_be_are_clean(streams):
+def test_sound_streams_have_no_findings(streams):
     streams.xadd("events:{3}", {"event": "{}"})
     streams.set("events:awake", "x")
 
     assert audit_streams(streams, 8) == []
 
 
-def test_a_key_that_is_no_stream_is_reported(streams):
+def test_a_key_that_is_not_a_stream_is_reported(streams):
     streams.set("events:{3}", "x")
 
     assert [finding[1:] for finding in audit_streams(streams, 8)] == [
@@ -247,10 +237,22 @@ def test_a_key_that_is_no_stream_is_reported(streams):
     ]
 
 
-def test_a_stream_that_holds_the_largest_id_is_reported(streams):
+@pytest.mark.parametrize("left", [2, 1, 0])
+def test_a_stream_that_has_given_out_the_largest_id_is_reported_whatever_is_left_of_it(streams, left):
+    streams.xadd("events:{3}", {"event": "{}"}, id="1-1")
     streams.xadd("events:{3}", {"event": "{}"}, id=LARGEST_ID)
+    for entry_id in [LARGEST_ID, "1-1"][: 2 - left]:
+        streams.xdel("events:{3}", entry_id)
 
     assert [finding.rule for finding in audit_streams(streams, 8)] == ["stream_has_room"]
+
+
+def test_an_audit_of_streams_transfers_no_entry(streams):
+    streams.xadd("events:{3}", {"event": "x" * 1_000_000})
+    streams.config_resetstat()
+
+    assert audit_streams(streams, 8) == []
+    assert streams.info("stats")["total_net_output_bytes"] < 100_000
 
 
 def test_events_in_a_shard_that_the_ledger_does_not_have_are_reported(streams):
@@ -261,59 +263,59 @@ def test_events_in_a_shard_that_the_ledger_does_not_have_are_reported(streams):
     ]
 
 
-def test_two_connections_find_what_one_finds_each_thing_once(connection, database_url):
+def test_several_connections_find_the_same_as_one(connection, database_url):
     connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
     connection.execute("UPDATE movements SET kind_ordinal = kind_ordinal + 100 WHERE position = 8")
     connection.execute("DELETE FROM stream_offsets WHERE shard = 3")
     connection.execute("INSERT INTO organisations (org_id) SELECT 'org_' || n FROM generate_series(1, 20) AS n")
-    alone = audit_ledger(connection)
+    by_one = audit_ledger(connection)
 
     with psycopg.connect(database_url) as second, psycopg.connect(database_url) as third:
-        shared = audit_ledger(connection, beside=[second, third])
+        by_three = audit_ledger(connection, others=[second, third])
 
-    assert {finding.org_id for finding in alone.findings} == {"org_a", "org_b", None}
-    assert sorted(shared.findings, key=str) == sorted(alone.findings, key=str)
+    assert {finding.org_id for finding in by_one.findings} == {"org_a", "org_b", None}
+    assert sorted(by_three.findings, key=str) == sorted(by_one.findings, key=str)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
-def test_the_shares_of_an_audit_hold_every_organisation_once(connection, parts):
+def test_the_ranges_of_an_audit_hold_every_organisation_once(connection, parts):
     connection.execute(
         "INSERT INTO organisations (org_id, counts) SELECT 'o' || n, ARRAY[n] FROM generate_series(0, 9) AS n"
     )
 
-    shares = share_out(connection, EVERY_ORGANISATION, parts)
+    ranges = divide(connection, EVERY_ORGANISATION, parts)
 
-    assert [share.first_org for share in shares[1:]] == [share.last_org + 1 for share in shares[:-1]]
-    assert (shares[0].first_org, shares[-1].last_org) == EVERY_ORGANISATION
-    assert parts == 1 or 2 <= len(shares) <= parts
+    assert [part.first_org for part in ranges[1:]] == [part.last_org + 1 for part in ranges[:-1]]
+    assert (ranges[0].first_org, ranges[-1].last_org) == EVERY_ORGANISATION
+    assert parts == 1 or 2 <= len(ranges) <= parts
 
 
-def test_one_connection_waits_for_the_other_whatever_idle_bound_its_user_has(connection, database_url, monkeypatch):
+def test_one_connection_waits_for_the_other_despite_the_idle_limit_of_its_user(connection, database_url, monkeypatch):
     audited = psycopg.connect(database_url, autocommit=True, options="-c idle_in_transaction_session_timeout=200ms")
-    check = audit_module.check
+    check_range = audit_module.check_range
 
-    def check_late(other, share, stopped):
+    def check_late(other, organisations, stopped):
         if other is not audited:
             time.sleep(0.6)
-        return check(other, share, stopped)
+        return check_range(other, organisations, stopped)
 
-    monkeypatch.setattr(audit_module, "check", check_late)
+    monkeypatch.setattr(audit_module, "check_range", check_late)
     with audited, psycopg.connect(database_url) as second:
-        assert audit_ledger(audited, beside=[second]).findings == []
+        assert audit_ledger(audited, others=[second]).findings == []
 
 
-def test_an_audit_that_is_interrupted_stops_on_every_connection(connection, database_url, monkeypatch):
+def test_an_interrupted_audit_stops_on_every_connection(connection, database_url, monkeypatch):
     checked = []
 
-    def check_until_stopped(other, share, stopped):
+    def check_until_stopped(other, organisations, stopped):
         if other is connection:
             raise KeyboardInterrupt
         checked.append(stopped.wait(10))
         return []
 
-    monkeypatch.setattr(audit_module, "check", check_until_stopped)
+    monkeypatch.setattr(audit_module, "check_range", check_until_stopped)
     with psycopg.connect(database_url) as second, pytest.raises(KeyboardInterrupt):
-        audit_ledger(connection, beside=[second])
+        audit_ledger(connection, others=[second])
 
     assert checked == [True]
     assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

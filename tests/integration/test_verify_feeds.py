@@ -1,4 +1,4 @@
-"""Every cached feed is compared with the ledger: what is wrong is found, and nothing that is right is called so."""
+"""Verify compares every cached feed with the ledger: it finds every difference and gives no false alarm."""
 
 import json
 import time
@@ -9,25 +9,26 @@ import psycopg
 import pytest
 import redis
 
-from feeds.cached import format as proof
+from feeds.cached import format as cache_format
 from feeds.cached import writer
+from feeds.cached.epoch import KNOWN_WITHIN_S, read_epoch, renew_epoch
 from feeds.cached.worker_connection import WorkerConnection
 from feeds.page import count_feeds, feed_number
 from tests.integration.command_line import run, run_json
-from tests.integration.warm_feeds import FEEDS, KINDS, LINES, NUMBERS, add, drain, warm
+from tests.integration.warm_feeds import FEEDS, KINDS, MOVEMENTS, NUMBERS, add, drain, warm
 from worker.audit import feeds as feed_audit
 from worker.audit.feeds import audit_feeds
 from worker.settings import worker_settings
 
 
-def test_the_filter_of_a_number_is_that_whose_number_it_is():
+def test_filter_of_is_the_inverse_of_feed_number():
     numbers = {feed: feed_number(feed.kind, NUMBERS.get(feed.usage_kind)) for feed in FEEDS}
 
     assert list(numbers.values()) == list(range(count_feeds(KINDS)))
 
 
 class Warm:
-    """Two organisations with the same history, all of whose feeds are cached; those of `org_a` will be damaged."""
+    """Two organisations with the same history. All of their feeds are cached; the tests damage those of `org_a`."""
 
     def __init__(self, environment, connection, client):
         self.environment = environment
@@ -36,14 +37,15 @@ class Warm:
 
     @property
     def key(self):
-        """The hash of org_a."""
+        """Return the key of the hash of org_a."""
         [key] = self.client.keys("feeds:*:{org_a}")
         return key
 
     def list_key(self, feed):
-        return proof.list_key(self.key, feed)
+        return cache_format.list_key(self.key, feed)
 
     def findings(self, code=1):
+        """Run verify, and return what it found without the organisation, which is always org_a."""
         found = run_json("verify", code=code)["findings"]
         assert all(finding["org_id"] == "org_a" for finding in found)
         return [(finding["rule"], finding["place"], finding["expected"], finding["found"]) for finding in found]
@@ -62,30 +64,30 @@ def system(environment):
         yield Warm(environment, connection, client)
 
 
-def test_a_warm_system_is_clean_and_every_cached_feed_of_it_was_compared(system):
+def test_warm_feeds_have_no_difference_and_all_of_them_are_compared(system):
     found = run_json("verify")
     assert (found["findings"], found["cached_feeds"]) == ([], 2 * count_feeds(KINDS))
     assert run_json("verify", "org_a")["cached_feeds"] == count_feeds(KINDS)
     assert run("verify").stdout == "2 organisations, 10 movements, 2 grants, 24 cached feeds: no difference.\n"
 
 
-def test_what_was_appended_is_compared_too(system):
+def test_appended_items_are_compared_too(system):
     add(system.environment, "org_a", "-more")
     drain(system.environment)
 
     assert run_json("verify")["findings"] == []
-    assert system.client.llen(system.list_key(0)) == 2 * LINES
+    assert system.client.llen(system.list_key(0)) == 2 * MOVEMENTS
 
 
-def json_of(entry):
-    """Return the JSON that is served of an undamaged entry."""
-    return proof.HEAD_BYTES + entry.rpartition(b" ")[2]
+def item_of(element):
+    """Return the item that an undamaged list element holds."""
+    return cache_format.ITEM_PREFIX_BYTES + element.rpartition(b" ")[2]
 
 
-def test_an_entry_that_was_changed_and_sealed_anew_is_found(system):
+def test_an_item_that_was_changed_and_sealed_again_is_found(system):
     key = system.list_key(1)
-    json_ = json_of(system.client.lindex(key, 0)).replace(b'"credits":10', b'"credits":11')
-    system.client.lset(key, 0, b"1 " + proof.seal_json(proof.seed(system.key), json_))
+    item = item_of(system.client.lindex(key, 0)).replace(b'"credits":10', b'"credits":11')
+    system.client.lset(key, 0, b"1 " + cache_format.seal_item(cache_format.seed(system.key), item))
 
     [(rule, place, expected, found)] = system.findings()
 
@@ -97,15 +99,15 @@ def test_an_entry_that_was_changed_and_sealed_anew_is_found(system):
     ("damage", "found"),
     [
         (lambda client, key: client.lpop(key), "4"),
-        (lambda client, key: client.rpop(key), "torn ones"),
-        (lambda client, key: client.lrem(key, 1, client.lindex(key, 2)), "torn ones"),
-        (lambda client, key: client.lset(key, 2, b"nonsense"), "corrupt ones"),
-        (lambda client, key: client.lset(key, 2, client.lindex(key, 2)[:-1]), "corrupt ones"),
-        (lambda client, key: client.set(key, "x"), "corrupt ones"),
+        (lambda client, key: client.rpop(key), "torn items"),
+        (lambda client, key: client.lrem(key, 1, client.lindex(key, 2)), "torn items"),
+        (lambda client, key: client.lset(key, 2, b"nonsense"), "corrupt items"),
+        (lambda client, key: client.lset(key, 2, client.lindex(key, 2)[:-1]), "corrupt items"),
+        (lambda client, key: client.set(key, "x"), "corrupt items"),
     ],
-    ids=["no oldest", "no newest", "a gap", "nonsense", "cut short", "no list"],
+    ids=["no oldest item", "no newest item", "a gap", "nonsense", "cut short", "not a list"],
 )
-def test_a_line_that_is_missing_or_damaged_is_found_though_no_reader_would_see_it(system, damage, found):
+def test_a_missing_or_damaged_item_is_found_although_no_reader_would_serve_it(system, damage, found):
     damage(system.client, system.list_key(0))
 
     [finding] = system.findings()
@@ -113,7 +115,7 @@ def test_a_line_that_is_missing_or_damaged_is_found_though_no_reader_would_see_i
     assert (finding[0], finding[1], finding[3]) == ("cached_list", "feed 0", found)
 
 
-def test_a_list_that_was_lost_whole_is_no_difference(system):
+def test_a_list_that_was_lost_completely_is_not_a_difference(system):
     system.client.delete(system.list_key(0))
 
     assert system.findings(code=0) == []
@@ -122,29 +124,29 @@ def test_a_list_that_was_lost_whole_is_no_difference(system):
 def test_a_damaged_count_is_found(system):
     system.client.hset(system.key, "0", b"5 00000000")
 
-    assert system.findings() == [("cached_list", "feed 0", "entries that prove themselves", "corrupt ones")]
+    assert system.findings() == [("cached_list", "feed 0", "valid items", "corrupt items")]
 
 
-def test_a_count_above_the_ledgers_is_found_with_and_without_entries_and_rebuild_ends_it(system):
-    """So it is after Postgres was restored to an older state: the cache knows lines that it has lost."""
+def test_a_count_above_the_ledgers_is_found_with_or_without_items_and_rebuild_ends_it(system):
+    """This happens after Postgres was restored to an older state: the cache holds movements that Postgres has lost."""
     key = system.key
-    json_ = json_of(system.client.lindex(system.list_key(0), 0))
-    entry = b"%d %s" % (LINES + 1, proof.seal_json(proof.seed(key), json_))
-    system.client.rpush(system.list_key(0), entry)
-    system.client.hset(key, "0", proof.seal_count(key, 0, LINES + 1))
+    item = item_of(system.client.lindex(system.list_key(0), 0))
+    element = b"%d %s" % (MOVEMENTS + 1, cache_format.seal_item(cache_format.seed(key), item))
+    system.client.rpush(system.list_key(0), element)
+    system.client.hset(key, "0", cache_format.seal_count(key, 0, MOVEMENTS + 1))
     system.client.delete(system.list_key(2))
-    system.client.hset(key, "2", proof.seal_count(key, 2, 99))
+    system.client.hset(key, "2", cache_format.seal_count(key, 2, 99))
 
     assert system.findings() == [
         ("cached_count", "feed 0", "5 at most", "6"),
         ("cached_count", "feed 2", "3 at most", "99"),
     ]
 
-    before = writer.read_epoch(system.connection)
+    before = read_epoch(system.connection)
     begun = time.monotonic()
     renewed = run_json("rebuild")["epoch"]
-    assert time.monotonic() - begun >= proof.EPOCH_EVERY_S
-    assert renewed == str(writer.read_epoch(system.connection)) != str(before)
+    assert time.monotonic() - begun >= KNOWN_WITHIN_S
+    assert renewed == str(read_epoch(system.connection)) != str(before)
     found = run_json("verify")
     assert (found["findings"], found["cached_feeds"]) == ([], 0)
     warm(system.environment, "org_a")
@@ -152,7 +154,7 @@ def test_a_count_above_the_ledgers_is_found_with_and_without_entries_and_rebuild
 
 
 def lag(system):
-    """Let the feeds of org_a lack what was posted last."""
+    """Post events of org_a, and put its cached feeds back to their state before."""
     hash_, lists = system.client.dump(system.key), {n: system.client.dump(system.list_key(n)) for n in range(12)}
     key, list_keys = system.key, {number: system.list_key(number) for number in lists}
     add(system.environment, "org_a", "-more")
@@ -174,25 +176,26 @@ def test_a_count_that_stays_below_the_ledgers_is_found(system):
 
 
 def audit(system, within_s):
+    """Audit all cached feeds, with this much time to catch up."""
     with (
         psycopg.connect(system.environment["DATABASE_URL"], autocommit=True) as connection,
-        closing(WorkerConnection(system.environment["REDIS_URL"])) as link,
+        closing(WorkerConnection(system.environment["REDIS_URL"])) as feeds_redis,
     ):
-        return audit_feeds(connection, link, NUMBERS, within_s=within_s)
+        return audit_feeds(connection, feeds_redis, NUMBERS, within_s=within_s)
 
 
 @pytest.mark.parametrize("end", ["gone", "caught up", "rebuilt"])
-def test_a_count_below_the_ledgers_is_no_difference_once_it_catches_up_or_is_gone(system, end):
+def test_a_count_below_the_ledgers_is_not_a_difference_if_it_catches_up_or_disappears(system, end):
     lag(system)
     key = system.key
     audits = []
     auditing = Thread(target=lambda: audits.append(audit(system, within_s=20)))
     auditing.start()
     auditing.join(timeout=0.5)
-    assert auditing.is_alive(), "it waits for the batch that is on its way"
+    assert auditing.is_alive(), "it waits for a batch that is not published yet"
 
     if end == "rebuilt":
-        writer.renew_epoch(system.connection, writer.read_epoch(system.connection))
+        renew_epoch(system.connection, read_epoch(system.connection))
     else:
         system.client.delete(key)
         if end == "caught up":
@@ -203,14 +206,14 @@ def test_a_count_below_the_ledgers_is_no_difference_once_it_catches_up_or_is_gon
     assert audits[0].findings == []
 
 
-def test_feeds_of_another_epoch_are_nobodys(system):
+def test_feeds_of_another_epoch_are_ignored(system):
     system.client.hset(system.key, "0", b"5 00000000")
-    writer.renew_epoch(system.connection, writer.read_epoch(system.connection))
+    renew_epoch(system.connection, read_epoch(system.connection))
 
     assert system.findings(code=0) == []
 
 
-def test_without_the_feeds_redis_the_ledger_decides_and_standard_error_says_why(system, monkeypatch):
+def test_without_the_feeds_redis_only_the_ledger_decides_and_standard_error_says_why(system, monkeypatch):
     monkeypatch.setenv("FEEDS_REDIS_URL", "redis://:geheim@127.0.0.1:1/0")
     worker_settings.cache_clear()
 
@@ -224,22 +227,22 @@ def test_without_the_feeds_redis_the_ledger_decides_and_standard_error_says_why(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_batch_shown_just_before_or_after_the_cache_is_looked_at_is_no_difference(system, monkeypatch, moment):
+def test_a_batch_published_just_before_or_after_the_cache_is_read_is_not_a_difference(system, monkeypatch, moment):
     batches = iter(range(100))
 
-    def look_in_the_middle(*asked):
+    def read_cached_and_post(*arguments):
         if moment == "before":
             post()
-        looked = writer.look(*asked)
+        cached_feeds = writer.read_cached(*arguments)
         if moment == "after":
             post()
-        return looked
+        return cached_feeds
 
     def post():
         add(system.environment, "org_a", f"-{next(batches)}")
         drain(system.environment)
 
-    monkeypatch.setattr(feed_audit, "look", look_in_the_middle)
+    monkeypatch.setattr(feed_audit, "read_cached", read_cached_and_post)
 
     assert system.findings(code=0) == []
     assert next(batches) > 0

@@ -1,4 +1,4 @@
-"""While batches are posted and shown, and feeds are read and refilled, nothing that is right is called wrong."""
+"""While batches are posted and published, and feeds are read and refilled, verify reports no difference."""
 
 import asyncio
 import time
@@ -7,33 +7,35 @@ from contextlib import closing
 from threading import Event
 
 from feeds.cached import writer
+from feeds.cached.epoch import read_epoch
 from feeds.cached.worker_connection import WorkerConnection
 from tests.integration.command_line import run_json
 from tests.integration.warm_feeds import add, drain, read_all, warm
 
 ORG_IDS = [f"org_{number}" for number in range(4)]
-ON_ITS_WAY_S = 0.02
+PUBLISHING_DELAY_S = 0.02
 AUDITS = 20
 
 
 def write(environment, stop):
-    """Post events of all organisations; each batch is on its way to the feeds for a while."""
-    with closing(WorkerConnection(environment["REDIS_URL"])) as link:
+    """Post events of all organisations. Each batch is published a moment after its commit."""
+    with closing(WorkerConnection(environment["REDIS_URL"])) as feeds_redis:
 
-        def show_late(connection, posted, repeated):
-            link.know(writer.read_epoch(connection), since=float("-inf"))  # as a worker that has run for a while
-            time.sleep(ON_ITS_WAY_S)
-            writer.show(link, connection, posted.movements, posted.org_ids if repeated else ())
+        def publish_late(connection, posted, is_repeat):
+            # Like a worker that has known the epoch for a while.
+            feeds_redis.note_epoch(read_epoch(connection), since=float("-inf"))
+            time.sleep(PUBLISHING_DELAY_S)
+            writer.publish(feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else ())
 
         number = 0
         while not stop.is_set():
             number += 1
             for org_id in ORG_IDS:
                 add(environment, org_id, f"-{number}")
-            drain(environment, show_late)
+            drain(environment, publish_late)
 
 
-def test_under_load_there_is_no_false_alarm(environment):
+def test_verify_gives_no_false_alarm_under_load(environment):
     for org_id in ORG_IDS:
         add(environment, org_id)
     drain(environment)
@@ -54,5 +56,5 @@ def test_under_load_there_is_no_false_alarm(environment):
         part.result()
 
     assert len(audits) == AUDITS
-    assert min(found["cached_feeds"] for found in audits) > 0
+    assert min(audit["cached_feeds"] for audit in audits) > 0
     assert audits[-1]["movements"] > audits[0]["movements"] + 100

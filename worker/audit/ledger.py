@@ -1,4 +1,7 @@
-"""Is the ledger what the contract says, at one moment?"""
+"""Does the ledger hold its invariants, at one moment?
+
+The invariants are those of worker/README.md.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,58 +13,49 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import tuple_row
-from redis import Redis
 
 from feeds.queries import load_queries
-from worker.intake.streams import stream_of
+from worker.audit.finding import Finding
 
 SQL = load_queries(__file__)
 
 RULES = (
-    "find_misplaced",
-    "find_misplaced_usage",
-    "find_torn_usages",
+    "find_wrong_order",
+    "find_wrong_usage_ordinals",
+    "find_wrong_overflows",
     "find_wrong_draws",
     "find_wrong_grants",
     "find_wrong_totals",
     "find_wrong_last_hashes",
 )
 """The queries that check a range of organisations."""
-LARGEST_ID = b"18446744073709551615-18446744073709551615"
-
 
 Row = tuple[Any, ...]
+"""A finding as a query returns it: the organisation's number, then the fields of Finding from `rule` on."""
 
 
-class Range(NamedTuple):
-    """Organisations by their numbers, both ends included."""
+class OrgRange(NamedTuple):
+    """Organisations by their numbers, from the first to the last, both included."""
 
     first_org: int
     last_org: int
 
 
-EVERY_ORGANISATION = Range(0, 2**63 - 1)
-
-
-class Finding(NamedTuple):
-    """One thing that is not as it must be. `place` says where: a position, a grant, a feed, a stream."""
-
-    org_id: str | None
-    rule: str
-    place: str
-    expected: str
-    found: str
+EVERY_ORGANISATION = OrgRange(0, 2**63 - 1)
 
 
 class NotedHash(NamedTuple):
-    """A line that one can note, and its hash (64 hexadecimal digits): it stands for all up to it."""
+    """A position and the hash of its movement (64 hexadecimal digits). The hash proves all movements up to it."""
 
     position: int
     hash: str
 
 
 class Audit(NamedTuple):
-    """What was checked, all at one moment, and what was found. `newest` is the one organisation's last line."""
+    """What was checked at one moment, and what was found.
+
+    `newest` is the newest movement's hash if one organisation was checked and has movements.
+    """
 
     organisations: int
     movements: int
@@ -70,126 +64,110 @@ class Audit(NamedTuple):
     newest: NotedHash | None = None
 
 
-class UnknownOrganisation(LookupError):  # noqa: N818 -- what is so, in our words
-    """No event, key or member ever named it."""
+class UnknownOrganisation(LookupError):  # noqa: N818 -- it names a state, not a mistake of the program
+    """No event, key or member has ever named this organisation."""
 
 
 def audit_ledger(
     connection: Connection[Any],
     org_id: str | None = None,
     noted: NotedHash | None = None,
-    beside: Sequence[Connection[Any]] = (),
+    others: Sequence[Connection[Any]] = (),
 ) -> Audit:
-    """Recompute every invariant of one organisation, or of all, in one snapshot: exact under load.
+    """Recompute every invariant in one snapshot, so the result is exact under load.
 
-    A line of that one organisation, noted earlier, must still be there: then nothing up to it was changed.
-    All organisations are shared out among this connection and those `beside` it, to the same database: a rule keeps
-    one core of Postgres busy. Raises UnknownOrganisation. The connections are in no transaction.
+    Args:
+        connection: To Postgres, in no transaction.
+        org_id: Check only this organisation; None for all.
+        noted: A hash of this organisation that was noted earlier. If it is still right, nothing up to it was changed.
+        others: More connections to the same database, in no transaction. All organisations are divided among the
+            connections, because a rule keeps only one core of Postgres busy.
+
+    Raises:
+        UnknownOrganisation: There is no organisation of this id.
     """
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(SQL["begin_snapshot"])
-        organisations = EVERY_ORGANISATION if org_id is None else number_organisation(cursor, org_id)
+        organisations = EVERY_ORGANISATION if org_id is None else find_organisation(cursor, org_id)
         [(org_count, movements, grants)] = cursor.execute(SQL["count_checked"], organisations._asdict()).fetchall()
-        found = check_all(connection, organisations, beside if org_id is None else ())
+        found = check_organisations(connection, organisations, others if org_id is None else ())
         found += cursor.execute(SQL["find_wrong_offsets"]).fetchall()
         newest = None
         if org_id is not None:
-            org_no = organisations.first_org
-            found += find_changed(cursor, org_no, noted)
-            newest = next(
-                (NotedHash(*row) for row in cursor.execute(SQL["read_newest_line"], {"org_no": org_no})), None
-            )
+            found += find_changed(cursor, organisations.first_org, noted)
+            newest = read_newest_hash(cursor, organisations.first_org)
         org_nos = list({row[0] for row in found})
-        names: dict[int | None, str] = dict(cursor.execute(SQL["name_organisations"], {"org_nos": org_nos}).fetchall())
-    findings = [Finding(names.get(org_no), *facts) for org_no, *facts in found]
+        org_ids: dict[int | None, str] = dict(cursor.execute(SQL["read_org_ids"], {"org_nos": org_nos}).fetchall())
+    findings = [Finding(org_ids.get(org_no), *facts) for org_no, *facts in found]
     return Audit(org_count, movements, grants, findings, newest)
 
 
-def number_organisation(cursor: Cursor[Any], org_id: str) -> Range:
-    """Return the range that holds this organisation alone."""
-    row = cursor.execute(SQL["number_organisation"], {"org_id": org_id}).fetchone()
+def find_organisation(cursor: Cursor[Any], org_id: str) -> OrgRange:
+    """Return the range that holds only this organisation. Raises UnknownOrganisation."""
+    row = cursor.execute(SQL["find_organisation"], {"org_id": org_id}).fetchone()
     if row is None:
         raise UnknownOrganisation(org_id)
-    return Range(row[0], row[0])
+    return OrgRange(row[0], row[0])
 
 
-def check_all(connection: Connection[Any], organisations: Range, beside: Sequence[Connection[Any]]) -> list[Row]:
-    """Return what all rules find, each connection in its share of the organisations, in the first one's snapshot."""
-    if not beside:
-        return list(chain.from_iterable(check(connection, organisations, Event())))
+def check_organisations(
+    connection: Connection[Any], organisations: OrgRange, others: Sequence[Connection[Any]]
+) -> list[Row]:
+    """Return what all rules find. Each connection checks its part of the organisations, in the first one's snapshot."""
+    if not others:
+        return list(chain.from_iterable(check_range(connection, organisations, Event())))
     stopped = Event()
-    first, *shares = share_out(connection, organisations, 1 + len(beside))
+    first, *parts = divide(connection, organisations, 1 + len(others))
     [(snapshot,)] = connection.execute(SQL["export_snapshot"]).fetchall()
 
-    def check_beside(other: Connection[Any], share: Range) -> list[list[Row]]:
+    def check_part(other: Connection[Any], part: OrgRange) -> list[list[Row]]:
         with other.transaction():
             other.execute(SQL["begin_snapshot"])
             other.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
-            return check(other, share, stopped)
+            return check_range(other, part, stopped)
 
-    with ThreadPoolExecutor(max_workers=len(beside)) as threads:
-        others = [threads.submit(check_beside, *pair) for pair in zip(beside, shares, strict=False)]
+    with ThreadPoolExecutor(max_workers=len(others)) as threads:
+        pending = [threads.submit(check_part, other, part) for other, part in zip(others, parts, strict=False)]
         try:
-            parts = [check(connection, first, stopped), *(other.result() for other in others)]
+            results = [check_range(connection, first, stopped), *(part.result() for part in pending)]
         except BaseException:
             stopped.set()
-            for other in beside:
+            for other in others:
                 with suppress(psycopg.Error):
                     other.cancel_safe()
             raise
-    return [row for of_rule in zip(*parts, strict=True) for rows in of_rule for row in rows]
+    return [row for of_rule in zip(*results, strict=True) for rows in of_rule for row in rows]
 
 
-def share_out(connection: Connection[Any], organisations: Range, parts: int) -> list[Range]:
-    """Return so many ranges at most, which hold about as many movements each and together every organisation."""
-    starts = [row[0] for row in connection.execute(SQL["share_out"], {"parts": parts})][1:parts]
+def divide(connection: Connection[Any], organisations: OrgRange, parts: int) -> list[OrgRange]:
+    """Return at most `parts` ranges, of about as many movements each, that together hold every organisation."""
+    starts = [row[0] for row in connection.execute(SQL["divide"], {"parts": parts})][1:parts]
     firsts = [organisations.first_org, *starts]
     lasts = [*(start - 1 for start in starts), organisations.last_org]
-    return [Range(*pair) for pair in zip(firsts, lasts, strict=True)]
+    return [OrgRange(*ends) for ends in zip(firsts, lasts, strict=True)]
 
 
-def check(connection: Connection[Any], share: Range, stopped: Event) -> list[list[Row]]:
-    """Return what each rule finds in a share of the organisations; those that come before it is stopped."""
+def check_range(connection: Connection[Any], organisations: OrgRange, stopped: Event) -> list[list[Row]]:
+    """Return what each rule finds in a range of organisations. Omits the remaining rules once `stopped` is set."""
+    parameters = organisations._asdict()
     with connection.cursor(row_factory=tuple_row) as cursor:
-        return [cursor.execute(SQL[rule], share._asdict()).fetchall() for rule in RULES if not stopped.is_set()]
+        return [cursor.execute(SQL[rule], parameters).fetchall() for rule in RULES if not stopped.is_set()]
 
 
 def find_changed(cursor: Cursor[Any], org_no: int, noted: NotedHash | None) -> Iterator[Row]:
-    """Yield a noted line that is not what it was: the chain, checked elsewhere, answers for those before it."""
+    """Yield a finding if a movement no longer has the hash that was noted.
+
+    This covers the movements before it as well, because another rule checks that each hash includes the one before.
+    """
     if noted is None:
         return
     row = cursor.execute(SQL["read_hash"], {"org_no": org_no, "position": noted.position}).fetchone()
-    found = row[0] if row else "no such line"
+    found = row[0] if row else "no such movement"
     if found != noted.hash:
         yield org_no, "noted_hash", f"position {noted.position}", noted.hash, found
 
 
-def audit_streams(redis: Redis, event_shards: int) -> list[Finding]:
-    """Return the shards whose key is no stream or can take no more entries, and the streams that nobody reads."""
-    keys = [stream_of(shard) for shard in range(event_shards)]
-    pipeline = redis.pipeline(transaction=False)
-    for key in keys:
-        pipeline.type(key)
-    kinds = [kind.decode() for kind in pipeline.execute()]
-    findings = [
-        Finding(None, "stream_is_a_stream", key, "a stream", f"a {kind}")
-        for key, kind in zip(keys, kinds, strict=True)
-        if kind not in {"stream", "none"}
-    ]
-    for key, kind in zip(keys, kinds, strict=True):
-        if kind == "stream" and has_no_room(redis, key):
-            findings.append(Finding(None, "stream_has_room", key, "an id below the largest", LARGEST_ID.decode()))
-    return [*findings, *find_stray_streams(redis, set(keys))]
-
-
-def has_no_room(redis: Redis, key: str) -> bool:
-    """Tell whether the largest id of all was given out: Redis refuses every further entry."""
-    return bool(redis.xinfo_stream(key)["last-generated-id"] == LARGEST_ID)
-
-
-def find_stray_streams(redis: Redis, keys: set[str]) -> Iterator[Finding]:
-    """Yield streams of shards that the ledger does not have: some producer has another EVENT_SHARDS."""
-    for key in redis.scan_iter(match="events:{*}", count=1000, _type="stream"):
-        name = key.decode("utf-8", "backslashreplace")
-        if name not in keys and redis.xlen(key):
-            yield Finding(None, "stream_has_a_shard", name, "no entries", f"{redis.xlen(key)} entries")
+def read_newest_hash(cursor: Cursor[Any], org_no: int) -> NotedHash | None:
+    """Return the position and hash of an organisation's newest movement, None if it has none."""
+    row = cursor.execute(SQL["read_newest_hash"], {"org_no": org_no}).fetchone()
+    return NotedHash(*row) if row else None

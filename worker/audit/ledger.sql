@@ -1,41 +1,42 @@
--- Every find_… returns findings: org_no, rule, place, expected, found; those of the rules are for a range of
--- organisations, first_org to last_org. All run in one snapshot. What a unique index promises is taken as given.
+-- Every find_wrong_… query returns findings: org_no, rule, place, expected, found. All but the one of offsets check a
+-- range of organisations, from first_org to last_org. All queries run in one snapshot. They do not check what a unique
+-- index ensures.
 
 -- name: begin_snapshot
--- One moment for all queries; memory to sort in; lines are many and narrow, worth sorting on every core. A large
--- ledger takes its time, whatever bound the user was given; a lock does not.
+-- One moment for all queries. Memory for sorts; movements are many and narrow, so sorting them on every core pays.
+-- Statements may run for as long as a large ledger needs, whatever limit the user has. Waiting for a lock is limited.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL jit = off;
 SET LOCAL statement_timeout = 0;
-SET LOCAL idle_in_transaction_session_timeout = 0; -- one connection may wait for the other
+SET LOCAL idle_in_transaction_session_timeout = 0; -- a connection may wait for the others
 SET LOCAL lock_timeout = '10s';
 SET LOCAL parallel_tuple_cost = 0.005;
 
 -- name: count_checked
--- How much there is to check: organisations, movements, grants, by the organisations' own counts.
+-- How many organisations, movements and grants are checked, according to the counts in the organisations' rows.
 SELECT count(*), COALESCE(sum(counts[1]), 0)::bigint, COALESCE(sum(grants), 0)::bigint
 FROM organisations
 WHERE org_no BETWEEN %(first_org)s AND %(last_org)s;
 
 -- name: export_snapshot
--- This snapshot, for other connections.
+-- The id of this snapshot, with which other connections can read it too.
 SELECT pg_export_snapshot();
 
--- name: share_out
--- Where ranges of organisations begin that hold about as many movements each.
+-- name: divide
+-- The first organisations of ranges that hold about as many movements each.
 SELECT min(org_no)
 FROM (
     SELECT org_no, (sum(counts[1]) OVER (ORDER BY org_no) - 1) * %(parts)s / GREATEST(sum(counts[1]) OVER (), 1) AS part
     FROM organisations
-) AS shared
+) AS parts
 GROUP BY trunc(part)
 ORDER BY 1;
 
--- name: find_misplaced
--- Every line against the line before it: positions and the ordinals of kinds without gaps, in the same order; times
--- that never decrease; hashes as worker/ledger/hash_chain.py chains them. The first of each. (One pass over sorted lines for all
--- four: the sorting is half of its time.)
+-- name: find_wrong_order
+-- Compares every movement with the one before it. Positions and the ordinals of kinds have no gaps and increase
+-- together; times never decrease; each hash is the one that worker/ledger/hash_chain.py computes. Reports the first
+-- error of each rule. (One pass over the sorted movements checks all four: sorting is half of the query's time.)
 SELECT DISTINCT ON (org_no, rule) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
     SELECT
@@ -58,27 +59,27 @@ FROM (
                     COALESCE(draws, '-')
                 ), 'UTF8'
             )
-        ) AS chained
+        ) AS next_hash
     FROM movements
     LEFT JOIN organisations USING (org_no)
     LEFT JOIN usage_kinds USING (usage_number)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     WINDOW by_position AS (PARTITION BY org_no ORDER BY position ROWS UNBOUNDED PRECEDING)
-) AS placed
+) AS numbered
 CROSS JOIN LATERAL (
     VALUES
         ('position', position <> next_position, next_position::text, position::text),
         ('kind_ordinal', kind_ordinal <> next_kind_ordinal, next_kind_ordinal::text, kind_ordinal::text),
         ('created_at', created_at < last_created_at, 'not before ' || last_created_at, created_at::text),
-        ('hash', hash <> chained, encode(chained, 'hex'), encode(hash, 'hex'))
+        ('hash', hash <> next_hash, encode(next_hash, 'hex'), encode(hash, 'hex'))
 ) AS checked (rule, broken, expected, found)
 WHERE (
-    position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at OR hash <> chained
+    position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at OR hash <> next_hash
 ) AND broken
 ORDER BY org_no, rule, position;
 
--- name: find_misplaced_usage
--- The ordinals of usage kinds without gaps, in the order of positions. The first of each.
+-- name: find_wrong_usage_ordinals
+-- The ordinals of usage kinds have no gaps and increase with the position. Reports the first error of each rule.
 SELECT DISTINCT ON (org_no, rule, usage_number) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
     SELECT
@@ -91,7 +92,7 @@ FROM (
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND usage_number IS NOT NULL
     WINDOW by_position AS (PARTITION BY org_no, usage_number ORDER BY position ROWS UNBOUNDED PRECEDING)
-) AS placed
+) AS numbered
 CROSS JOIN LATERAL (
     VALUES
         ('usage_ordinal', usage_ordinal <> next_usage_ordinal, next_usage_ordinal, usage_ordinal),
@@ -103,8 +104,8 @@ CROSS JOIN LATERAL (
 WHERE (usage_ordinal <> next_usage_ordinal OR kind_usage_ordinal <> next_kind_usage_ordinal) AND broken
 ORDER BY org_no, rule, usage_number, position;
 
--- name: find_torn_usages
--- An overflow is written directly after its usage's consume, with the same usage kind.
+-- name: find_wrong_overflows
+-- If a usage has a consume and an overflow, the overflow comes directly after the consume, with the same usage kind.
 SELECT
     org_no, 'overflow_follows_consume' AS rule, 'usage ' || usage_ref AS place,
     format('position %%s, usage kind %%s', consume.position + 1, consume.usage_number) AS expected,
@@ -118,8 +119,8 @@ WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     AND (overflow.position <> consume.position + 1 OR overflow.usage_number <> consume.usage_number);
 
 -- name: find_wrong_draws
--- The draws of a consume sum to what was consumed. (OFFSET 0: else the planner takes the sum for dear, and to spare it
--- on other lines goes by an index, which took five times as long.)
+-- The draws of a consume add up to its credits. (OFFSET 0 stops the planner from merging the subquery. Otherwise it
+-- estimates the sum as expensive and, to compute it for fewer rows, uses an index. That took five times as long.)
 SELECT
     org_no, 'draws' AS rule, 'position ' || position AS place,
     format('draws that sum to %%s', -credits) AS expected, draws AS found
@@ -135,8 +136,8 @@ WHERE -credits <> CASE strpos(draws, ',')
 END;
 
 -- name: find_wrong_grants
--- Every grant against its own lines and against the draws from it.
-WITH lines AS (
+-- Compares every grant with its own movements and with the draws from it.
+WITH own_movements AS (
     SELECT
         org_no, usage_ref AS grant_ref,
         count(*) FILTER (WHERE kind = 'a') AS allots,
@@ -170,10 +171,10 @@ known AS (
 SELECT
     org_no, rule, COALESCE('grant ' || grant_ref, 'grant number ' || grant_no) AS place, expected, found
 FROM known
-FULL JOIN lines USING (org_no, grant_ref)
+FULL JOIN own_movements USING (org_no, grant_ref)
 FULL JOIN draws USING (org_no, grant_no)
 CROSS JOIN LATERAL (
-    SELECT 'grant_is_known' AS rule, 'a grant' AS expected, 'only lines or draws that name it' AS found
+    SELECT 'grant_is_known' AS rule, 'a grant' AS expected, 'only movements or draws that name it' AS found
     WHERE is_known IS NULL
     UNION ALL
     SELECT 'grant_number', next_grant_no::text, grant_no::text
@@ -182,30 +183,31 @@ CROSS JOIN LATERAL (
     SELECT
         'grant_sum', known.credits::text,
         format(
-            '%%s drawn + %%s expired + %%s revoked + %%s remaining', known.drawn, known.expired, known.revoked, remaining
+            '%%s drawn + %%s expired + %%s revoked + %%s remaining',
+            known.drawn, known.expired, known.revoked, remaining
         )
     WHERE allot_position IS NOT NULL AND credits <> known.drawn + known.expired + known.revoked + remaining
     UNION ALL
     SELECT 'grant_drawn', COALESCE(draws.drawn, 0)::text, known.drawn::text
     WHERE known.drawn <> COALESCE(draws.drawn, 0)
     UNION ALL
-    SELECT 'grant_expired', COALESCE(lines.expired, 0)::text, known.expired::text
-    WHERE known.expired <> COALESCE(lines.expired, 0)
+    SELECT 'grant_expired', COALESCE(own_movements.expired, 0)::text, known.expired::text
+    WHERE known.expired <> COALESCE(own_movements.expired, 0)
     UNION ALL
-    SELECT 'grant_revoked', COALESCE(lines.revoked, 0)::text, known.revoked::text
-    WHERE known.revoked <> COALESCE(lines.revoked, 0)
+    SELECT 'grant_revoked', COALESCE(own_movements.revoked, 0)::text, known.revoked::text
+    WHERE known.revoked <> COALESCE(own_movements.revoked, 0)
     UNION ALL
     SELECT
         'grant_allot',
-        format('one allot line of %%s credits at position %%s', credits, allot_position),
-        format('%%s allot lines, of %%s credits, the first at position %%s', allots, allotted, allotted_at)
+        format('one allot movement of %%s credits at position %%s', credits, allot_position),
+        format('%%s allot movements, of %%s credits, the first at position %%s', allots, allotted, allotted_at)
     WHERE allot_position IS NOT NULL
         AND (allots, allotted_at, allotted) IS DISTINCT FROM (1, allot_position, credits)
     UNION ALL
-    SELECT 'grant_allot', 'no allot line', format('%%s allot lines', allots)
+    SELECT 'grant_allot', 'no allot movement', format('%%s allot movements', allots)
     WHERE is_known AND allot_position IS NULL AND allots > 0
     UNION ALL
-    SELECT 'grant_end', CASE WHEN open THEN 'no end line' ELSE 'one end line at most' END, ends::text
+    SELECT 'grant_end', CASE WHEN open THEN 'no end movement' ELSE 'one end movement at most' END, ends::text
     WHERE ends > (NOT open)::int
     UNION ALL
     SELECT
@@ -215,18 +217,18 @@ CROSS JOIN LATERAL (
 ) AS checked;
 
 -- name: find_wrong_totals
--- Every count of an organisation's row against its lines; its balance against its grants.
-WITH tallies AS MATERIALIZED (
+-- Compares every count in an organisation's row with its movements, and the sum of its movements with its grants.
+WITH sums AS MATERIALIZED (
     SELECT
-        org_no, kind, usage_number, count(*) AS lines, sum(credits) AS credits, max(created_at) AS last_created_at
+        org_no, kind, usage_number, count(*) AS movements, sum(credits) AS credits, max(created_at) AS last_created_at
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     GROUP BY org_no, kind, usage_number
 ),
 
 feeds AS (
-    SELECT org_no, feed, sum(lines) AS lines
-    FROM tallies
+    SELECT org_no, feed, sum(movements) AS movements
+    FROM sums
     CROSS JOIN LATERAL (
         VALUES
             (0),
@@ -239,15 +241,15 @@ feeds AS (
 ),
 
 counted AS (
-    SELECT org_no, place - 1 AS feed, lines
+    SELECT org_no, element - 1 AS feed, movements
     FROM organisations
-    CROSS JOIN LATERAL unnest(counts) WITH ORDINALITY AS c (lines, place)
+    CROSS JOIN LATERAL unnest(counts) WITH ORDINALITY AS c (movements, element)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
 ),
 
 balances AS (
     SELECT org_no, sum(credits) FILTER (WHERE kind <> 'o') AS credits, max(last_created_at) AS last_created_at
-    FROM tallies
+    FROM sums
     GROUP BY org_no
 ),
 
@@ -266,10 +268,10 @@ known AS (
 
 SELECT
     org_no, 'count' AS rule, 'feed ' || feed AS place,
-    COALESCE(feeds.lines, 0)::text AS expected, COALESCE(counted.lines, 0)::text AS found
+    COALESCE(feeds.movements, 0)::text AS expected, COALESCE(counted.movements, 0)::text AS found
 FROM feeds
 FULL JOIN counted USING (org_no, feed)
-WHERE COALESCE(feeds.lines, 0) <> COALESCE(counted.lines, 0)
+WHERE COALESCE(feeds.movements, 0) <> COALESCE(counted.movements, 0)
 UNION ALL
 SELECT org_no, rule, 'organisation' AS place, expected, found
 FROM known
@@ -282,7 +284,10 @@ CROSS JOIN LATERAL (
             'balance', COALESCE(credits, 0) <> COALESCE(remaining, 0),
             COALESCE(credits, 0)::text, COALESCE(remaining, 0)::text
         ),
-        ('grant_count', known.grants <> COALESCE(holdings.grants, 0), COALESCE(holdings.grants, 0)::text, known.grants::text),
+        (
+            'grant_count', known.grants <> COALESCE(holdings.grants, 0),
+            COALESCE(holdings.grants, 0)::text, known.grants::text
+        ),
         (
             'last_created_at', known.last_created_at < balances.last_created_at,
             balances.last_created_at::text, known.last_created_at::text
@@ -291,7 +296,7 @@ CROSS JOIN LATERAL (
 WHERE broken;
 
 -- name: find_wrong_last_hashes
--- The hash that the next line will be chained to is the newest line's.
+-- The hash in an organisation's row, from which the next hash is computed, is that of its newest movement.
 SELECT
     org_no, 'last_hash' AS rule, 'organisation' AS place,
     COALESCE(encode(newest.hash, 'hex'), 'none') AS expected, COALESCE(encode(last_hash, 'hex'), 'none') AS found
@@ -306,24 +311,24 @@ LEFT JOIN LATERAL (
 WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND newest.hash IS DISTINCT FROM last_hash;
 
 -- name: find_wrong_offsets
--- One row for every shard, or nobody posts it.
+-- Every shard has a row, without which it is not posted, and there are no other rows.
 SELECT NULL::bigint AS org_no, 'stream_offsets' AS rule, 'shard ' || shard AS place, expected, found
 FROM (SELECT shard, 'a row' AS expected FROM ledger, generate_series(0, event_shards - 1) AS shard) AS wanted
 FULL JOIN (SELECT shard, 'a row' AS found FROM stream_offsets) AS there USING (shard)
 WHERE expected IS NULL OR found IS NULL;
 
--- name: name_organisations
--- The organisations' own names.
+-- name: read_org_ids
+-- The ids of organisations, by their numbers.
 SELECT org_no, org_id FROM organisations WHERE org_no = ANY(%(org_nos)s);
 
--- name: number_organisation
--- The number of one organisation.
+-- name: find_organisation
+-- The number of an organisation.
 SELECT org_no FROM organisations WHERE org_id = %(org_id)s;
 
--- name: read_newest_line
--- Where one organisation's chain ends; no row before its first line.
+-- name: read_newest_hash
+-- The position and the hash of an organisation's newest movement. There is no row before the first movement.
 SELECT counts[1], encode(last_hash, 'hex') FROM organisations WHERE org_no = %(org_no)s AND last_hash IS NOT NULL;
 
 -- name: read_hash
--- The hash of one line.
+-- The hash of one movement.
 SELECT encode(hash, 'hex') FROM movements WHERE org_no = %(org_no)s AND position = %(position)s;

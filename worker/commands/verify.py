@@ -1,4 +1,4 @@
-"""`verify`."""
+"""`verify`: the audit of the ledger, the streams and the cached feeds."""
 
 import sys
 from contextlib import closing
@@ -11,7 +11,8 @@ from feeds.cached.format import FeedsAway
 from feeds.cached.worker_connection import WorkerConnection
 from feeds.schema import Ledger
 from worker.audit.feeds import FeedAudit, audit_feeds
-from worker.audit.ledger import Audit, NotedHash, UnknownOrganisation, audit_ledger, audit_streams
+from worker.audit.ledger import Audit, NotedHash, UnknownOrganisation, audit_ledger
+from worker.audit.streams import audit_streams
 from worker.commands import CommandFailed
 from worker.commands.arguments import HASH
 from worker.commands.output import count, json_option, print_json, print_table
@@ -22,45 +23,47 @@ from worker.settings import worker_settings
 
 @click.command()
 @click.argument("org", required=False)
-@click.option("--from", "position", type=click.IntRange(min=1), help="A line of ORG whose hash was noted earlier.")
-@click.option("--hash", "noted_hash", type=HASH, help="Its hash: proves that nothing up to that line has changed.")
+@click.option(
+    "--from", "position", type=click.IntRange(min=1), help="A position in ORG's ledger whose hash was noted earlier."
+)
+@click.option("--hash", "noted_hash", type=HASH, help="The noted hash. It proves that nothing up to there was changed.")
 @json_option
 def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_json: bool) -> None:
     """Recompute every invariant of the ledger, of ORG or of all organisations, and compare the cached feeds.
 
-    Exit 1 on any difference. Exact under load: the ledger is read at one moment, and a cached feed that lags
-    has 10 seconds to catch up. Nothing is locked or changed. Where the feeds' Redis cannot be used it
-    serves nothing: that is said on standard error, and the rest decides.
+    Exit 1 on any difference. The result is exact under load: the ledger is read at one moment, and a cached feed that
+    lags has 10 seconds to catch up. Nothing is locked or changed. If the feeds' Redis cannot be used, standard error
+    says so, and only the ledger and the streams decide.
 
-    With ORG, its newest line and that line's hash are shown: keep them where nobody can change them.
+    With ORG, the position and hash of its newest movement are printed: note them where they cannot be changed.
     """
     noted = read_noted(org, position, noted_hash)
-    with open_ledger() as (connection, ledger), open_database() as second, open_streams() as redis:
+    with open_ledger() as (connection, ledger), open_database() as second, open_streams() as streams:
         try:
-            audit = audit_ledger(connection, org, noted, beside=[second])
+            audit = audit_ledger(connection, org, noted, others=[second])
         except UnknownOrganisation:
             raise CommandFailed(
                 f"Unknown organisation {org}. It exists once it has an event, a key or a member."
             ) from None
-        audit.findings.extend(audit_streams(redis, ledger.event_shards))
-        compared = compare_feeds(connection, ledger, org)
-        if compared is not None:
-            audit.findings.extend(compared.findings)
+        audit.findings.extend(audit_streams(streams, ledger.event_shards))
+        feed_audit = compare_feeds(connection, ledger, org)
+        if feed_audit is not None:
+            audit.findings.extend(feed_audit.findings)
         if org is None:
-            note_verified(redis, len(audit.findings))
-    cached_feeds = None if compared is None else compared.cached_feeds
+            note_verified(streams, len(audit.findings))
+    cached_feeds = None if feed_audit is None else feed_audit.cached_feeds
     if as_json:
         newest = audit.newest and audit.newest._asdict()
         facts = audit._asdict() | {"newest": newest, "cached_feeds": cached_feeds}
         print_json(facts | {"findings": [finding._asdict() for finding in audit.findings]})
     else:
-        show(audit, cached_feeds)
+        print_audit(audit, cached_feeds)
     if audit.findings:
         sys.exit(1)
 
 
 def read_noted(org: str | None, position: int | None, noted_hash: str | None) -> NotedHash | None:
-    """Return the line that was noted, if one is named."""
+    """Return the position and hash that the options give, None if they give none."""
     if position is None and noted_hash is None:
         return None
     if org is None or position is None or noted_hash is None:
@@ -69,18 +72,18 @@ def read_noted(org: str | None, position: int | None, noted_hash: str | None) ->
 
 
 def compare_feeds(connection: Connection[Any], ledger: Ledger, org: str | None) -> FeedAudit | None:
-    """Compare the cached feeds, or say why that cannot be."""
+    """Compare the cached feeds. Returns None, and prints the reason, if the feeds' Redis cannot be used."""
     url = require_redis(worker_settings().feeds_redis_url, "FEEDS_REDIS_URL")
-    with closing(WorkerConnection(url)) as link:
+    with closing(WorkerConnection(url)) as feeds_redis:
         try:
-            return audit_feeds(connection, link, ledger.usage_numbers, org)
+            return audit_feeds(connection, feeds_redis, ledger.usage_numbers, org)
         except FeedsAway as error:
             place = place_of_redis(url)
             click.echo(f"usage-feeds: The feeds' Redis at {place}: {error}: cached feeds were not compared.", err=True)
             return None
 
 
-def show(audit: Audit, cached_feeds: int | None) -> None:
+def print_audit(audit: Audit, cached_feeds: int | None) -> None:
     """Print the differences, and what was checked."""
     if audit.findings:
         print_table(("organisation", "rule", "where", "expected", "found"), audit.findings)
@@ -90,8 +93,7 @@ def show(audit: Audit, cached_feeds: int | None) -> None:
         count(audit.grants, "grant"),
         count(cached_feeds, "cached feed") if cached_feeds is not None else "no cached feed compared",
     ]
-    click.echo(
-        f"{', '.join(checked)}: {count(len(audit.findings), 'difference') if audit.findings else 'no difference'}."
-    )
+    differences = count(len(audit.findings), "difference") if audit.findings else "no difference"
+    click.echo(f"{', '.join(checked)}: {differences}.")
     if audit.newest:
-        click.echo(f"newest line: position {audit.newest.position}, hash {audit.newest.hash}")
+        click.echo(f"newest movement: position {audit.newest.position}, hash {audit.newest.hash}")

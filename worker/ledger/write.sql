@@ -2,7 +2,7 @@
 
 -- name: bound_work
 -- Settings of this transaction: limits on waiting, and plans that stay good on fresh tables. Without statistics the
--- planner would scan tables that will soon be large. (They are not in the connection's options, which PgBouncer refuses.)
+-- planner would scan tables that will soon be large. (PgBouncer refuses such settings in the connection's options.)
 -- Times are in UTC: Python compares two times of one zone by its clock, which shows one hour twice when summer ends.
 SELECT
     set_config('timezone', 'UTC', true),
@@ -21,7 +21,7 @@ SELECT
     set_config('enable_mergejoin', 'off', true);
 
 -- name: find_buried
--- The dead letters that came from these entries. An id can return after Redis was wiped, so the caller compares digests.
+-- The dead letters that came from these entries. After Redis was wiped an id can return, so the caller compares digests.
 SELECT d.stream, d.entry_id, d.digest
 FROM unnest(%(streams)s::text[], %(entry_ids)s::text[]) AS e (stream, entry_id)
 JOIN dead_letters AS d USING (stream, entry_id);
