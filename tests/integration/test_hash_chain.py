@@ -1,4 +1,4 @@
-"""Each organisation's lines form a chain, which shows whatever is changed after it was written."""
+"""The hashes of an organisation's movements form a chain that shows every later change."""
 
 import json
 from datetime import datetime, timedelta, timezone
@@ -30,14 +30,14 @@ def rules(audit):
 
 
 def rewrite(connection, *statements):
-    """Change the ledger as its owner can, against all guards."""
+    """Change the ledger as its owner can, with the triggers disabled."""
     connection.execute("ALTER TABLE movements DISABLE TRIGGER movements_are_final")
     for statement in statements:
         connection.execute(statement)
     connection.execute("ALTER TABLE movements ENABLE TRIGGER movements_are_final")
 
 
-LINE = Movement(
+MOVEMENT = Movement(
     id=UUID("018f0000-0000-7000-8000-000000000001"),
     kind=Kind.CONSUME,
     credits=-10,
@@ -49,35 +49,38 @@ LINE = Movement(
 )
 
 
-def test_what_is_hashed_is_what_the_docstring_says():
-    assert hashed_content(LINE) == (
+def test_the_hashed_content_is_what_its_docstring_says():
+    assert hashed_content(MOVEMENT) == (
         b"7 018f0000000070008000000000000001 c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6"
     )
-    allot = LINE._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=())
+    allot = MOVEMENT._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=())
     assert hashed_content(allot) == b"7 018f0000000070008000000000000001 a 10 - u1 2026-06-01T10:00:00.000000Z -"
-    assert next_hash(initial_hash("org_a"), LINE) == sha256(sha256(b"org_a").digest() + hashed_content(LINE)).digest()
+    assert (
+        next_hash(initial_hash("org_a"), MOVEMENT)
+        == sha256(sha256(b"org_a").digest() + hashed_content(MOVEMENT)).digest()
+    )
 
 
-def test_the_chain_can_be_walked_line_by_line_with_nothing_but_sha256(connection):
+def test_the_hashes_can_be_recomputed_with_nothing_but_sha256(connection):
     rows = connection.execute(
         "SELECT concat_ws(' ', position, replace(movement_id::text, '-', ''), kind, credits, COALESCE(usage_kind, '-'),"
         " usage_ref, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), COALESCE(draws, '-')),"
         " hash FROM movements JOIN organisations USING (org_no) LEFT JOIN usage_kinds USING (usage_number)"
         " WHERE org_id = 'org_a' ORDER BY position"
     ).fetchall()
-    walked = sha256(b"org_a").digest()
-    for line, stored in rows:
-        walked = sha256(walked + line.encode()).digest()
-        assert stored == walked
+    computed = sha256(b"org_a").digest()
+    for content, stored in rows:
+        computed = sha256(computed + content.encode()).digest()
+        assert stored == computed
     assert len(rows) == 15
-    assert audit_ledger(connection, "org_a").newest == NotedHash(15, walked.hex())
+    assert audit_ledger(connection, "org_a").newest == NotedHash(15, computed.hex())
 
 
-def test_two_organisations_with_the_same_lines_have_different_chains(connection):
+def test_two_organisations_with_the_same_events_have_different_hashes(connection):
     assert audit_ledger(connection, "org_a").newest.hash != audit_ledger(connection, "org_b").newest.hash
 
 
-def test_the_chain_goes_on_over_batches_and_a_repeat_adds_no_link(connection):
+def test_the_chain_continues_over_batches_and_a_repeat_adds_nothing(connection):
     before = audit_ledger(connection, "org_a").newest
     post(connection, "org_a", HISTORY, first=100)
     assert audit_ledger(connection, "org_a").newest == before
@@ -89,7 +92,7 @@ def test_the_chain_goes_on_over_batches_and_a_repeat_adds_no_link(connection):
     assert (audit.findings, audit.newest.position) == ([], 16)
 
 
-def test_seeded_lines_are_chained_as_posted_ones_are(connection):
+def test_seeded_movements_are_hashed_like_posted_ones(connection):
     seed(connection, "org_seeded", MIXED)
     assert not rules(audit_ledger(connection, "org_seeded")) & {"hash", "last_hash"}
 
@@ -108,7 +111,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_change_of_any_part_of_a_line_breaks_the_chain(connection, change):
+def test_a_change_of_any_field_breaks_the_chain(connection, change):
     rewrite(
         connection,
         "DROP INDEX movements_by_kind, movements_by_kind_and_usage_kind",
@@ -119,17 +122,17 @@ def test_a_change_of_any_part_of_a_line_breaks_the_chain(connection, change):
     assert audit_ledger(connection, "org_b").findings == []
 
 
-def test_a_line_that_was_taken_out_breaks_the_chain(connection):
+def test_a_deleted_movement_breaks_the_chain(connection):
     rewrite(connection, "DELETE FROM movements WHERE usage_ref = 'u3'")
     assert "hash" in rules(audit_ledger(connection, "org_a"))
 
 
-def test_the_newest_line_taken_away_is_seen_by_the_organisations_own_hash(connection):
+def test_a_deleted_newest_movement_shows_in_the_organisations_hash(connection):
     rewrite(connection, "DELETE FROM movements WHERE position = 15")
     assert "last_hash" in rules(audit_ledger(connection, "org_a"))
 
 
-def test_a_history_rewritten_whole_is_betrayed_by_a_line_that_was_noted(connection):
+def test_a_completely_rewritten_history_differs_from_a_noted_hash(connection):
     early, newest = (audit_ledger(connection, "org_a").newest for _ in range(2))
     [(second,)] = connection.execute(
         "SELECT encode(hash, 'hex') FROM movements JOIN organisations USING (org_no)"
@@ -142,27 +145,27 @@ def test_a_history_rewritten_whole_is_betrayed_by_a_line_that_was_noted(connecti
     [finding] = audit_ledger(connection, "org_a", newest).findings
     assert finding[:4] == ("org_a", "noted_hash", "position 15", newest.hash)
     [finding] = audit_ledger(connection, "org_a", NotedHash(99, early.hash)).findings
-    assert finding.found == "no such line"
+    assert finding.found == "no such movement"
 
 
 def rewrite_all_from(connection, org_id, position):
-    """Give every line from here on another id and make all hashes anew, as a careful forger would."""
+    """Give every movement from a position on another id and recompute all hashes, as a careful forger would."""
     [(org_no,)] = connection.execute("SELECT org_no FROM organisations WHERE org_id = %s", [org_id])
     rewrite(
         connection,
         f"UPDATE movements SET movement_id = gen_random_uuid() WHERE org_no = {org_no} AND position >= {position}",
         f"""DO $$
-        DECLARE previous bytea; line record;
+        DECLARE previous bytea; movement record;
         BEGIN
-            FOR line IN SELECT * FROM movements LEFT JOIN usage_kinds USING (usage_number)
+            FOR movement IN SELECT * FROM movements LEFT JOIN usage_kinds USING (usage_number)
                 WHERE org_no = {org_no} ORDER BY position
             LOOP
                 previous := sha256(COALESCE(previous, sha256('{org_id}'::bytea)) || convert_to(concat_ws(
-                    ' ', line.position, replace(line.movement_id::text, '-', ''), line.kind, line.credits,
-                    COALESCE(line.usage_kind, '-'), line.usage_ref,
-                    to_char(line.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                    COALESCE(line.draws, '-')), 'UTF8'));
-                UPDATE movements SET hash = previous WHERE org_no = {org_no} AND position = line.position;
+                    ' ', movement.position, replace(movement.movement_id::text, '-', ''), movement.kind, movement.credits,
+                    COALESCE(movement.usage_kind, '-'), movement.usage_ref,
+                    to_char(movement.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                    COALESCE(movement.draws, '-')), 'UTF8'));
+                UPDATE movements SET hash = previous WHERE org_no = {org_no} AND position = movement.position;
             END LOOP;
             UPDATE organisations SET last_hash = previous WHERE org_no = {org_no};
         END $$""",
@@ -173,10 +176,10 @@ def verify(*arguments):
     return CliRunner().invoke(cli, ["verify", *arguments], prog_name="usage-feeds")
 
 
-def test_verify_shows_what_to_note_and_takes_it_back(environment, connection):
+def test_verify_prints_a_hash_to_note_and_checks_it_later(environment, connection):
     shown = json.loads(verify("org_a", "--json").output)["newest"]
     assert shown["position"] == 15
-    assert f"newest line: position 15, hash {shown['hash']}" in verify("org_a").output
+    assert f"newest movement: position 15, hash {shown['hash']}" in verify("org_a").output
 
     noted = ("org_a", "--from", "15", "--hash")
     assert verify(*noted, shown["hash"].upper()).exit_code == 0
@@ -189,9 +192,9 @@ def test_verify_shows_what_to_note_and_takes_it_back(environment, connection):
     [("--from", "1", "--hash", "0" * 64), ("org_a", "--from", "1"), ("org_a", "--hash", "0" * 64),
      ("org_a", "--from", "0", "--hash", "0" * 64), ("org_a", "--from", "1", "--hash", "0")],
 )  # fmt: skip
-def test_half_a_note_is_wrong_usage(environment, arguments):
+def test_a_position_without_a_hash_or_the_reverse_is_wrong_usage(environment, arguments):
     assert verify(*arguments).exit_code == 2
 
 
-def test_an_audit_of_all_names_no_newest_line(connection):
+def test_an_audit_of_all_organisations_has_no_newest_movement(connection):
     assert audit_ledger(connection).newest is None

@@ -1,4 +1,4 @@
-"""What Prometheus is told is what happened, and nothing of anybody's."""
+"""A scrape reports what happened, and names no organisation, key or address."""
 
 import asyncio
 import json
@@ -12,28 +12,36 @@ import pytest
 import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from feeds.endpoint import metrics
+from feeds.endpoint.asgi import build_app
 from feeds.keys import create_key, format_key_id, list_keys, new_secret
 from tests.conftest import clear_settings
 from tests.integration.command_line import run
 from tests.integration.endpoint_requests import PATH, headers_of
 from tests.servers import CHECKOUT
-from worker.intake import counters as counts
+from worker.intake import counters
 from worker.intake.streams import shard_of, stream_of
-from worker.metrics import scrape as workers
+from worker.metrics.scrape import measure
 
 
 @pytest.fixture(autouse=True)
-def whole(monkeypatch):
-    """Add the write side's metrics, as `serve` does, and let every scrape be a new one."""
-    monkeypatch.setattr(metrics, "sources", [workers.measure])
+def no_reuse(monkeypatch):
+    """Make every scrape measure, and forget the counts of earlier tests."""
     monkeypatch.setattr(metrics, "FRESH_S", 0.0)
-    counts.pending.clear()
+    counters.pending.clear()
+
+
+@pytest.fixture
+def client(seeded):
+    """Give a client of the endpoint with the metrics of the write side, as `serve` runs it."""
+    with TestClient(build_app([measure]), raise_server_exceptions=False) as client:
+        yield client
 
 
 def samples(text):
-    """Return every sample: its value, by name and the values of its labels, `type` before `outcome`."""
+    """Return the value of each sample, by its name and the values of its labels, `type` before `outcome`."""
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
         for family in text_string_to_metric_families(text)
@@ -49,7 +57,7 @@ def scrape(client):
 
 
 def rise(before, after):
-    """Return by how much the endpoint's counts and the work's have risen, by name and labels, without our prefix."""
+    """Return by how much the counters have risen, by name and labels, without our prefix."""
     return {
         (name.removeprefix("usage_feeds_").removesuffix("_total"), *labels): value - before.get((name, *labels), 0)
         for (name, *labels), value in after.items()
@@ -57,12 +65,12 @@ def rise(before, after):
     }
 
 
-def test_each_answer_hit_miss_refill_and_failed_proof_is_counted(client, bearer, redis_url):
+def test_answers_hits_misses_refills_and_invalid_items_are_counted(client, bearer, redis_url):
     before = scrape(client)
-    page = client.get(PATH, headers=bearer)  # cold, put
-    client.get(PATH, headers=bearer)  # kept
+    page = client.get(PATH, headers=bearer)  # a miss, then a refill
+    client.get(PATH, headers=bearer)  # from the process
     client.get(PATH, headers=bearer, params={"limit": 19})  # from Redis
-    client.get(PATH, headers=bearer | {"If-None-Match": page.headers["etag"]})  # kept
+    client.get(PATH, headers=bearer | {"If-None-Match": page.headers["etag"]})  # from the process
     client.get(PATH, headers=bearer, params={"page": 0})
     client.get(PATH)
     with redis.Redis.from_url(redis_url) as server:
@@ -84,7 +92,7 @@ def test_each_answer_hit_miss_refill_and_failed_proof_is_counted(client, bearer,
     }
 
 
-def test_the_work_is_told_by_type_and_outcome_kind_and_batch(client, redis_url, database_url):
+def test_events_movements_and_batches_are_counted_by_type_outcome_and_kind(client, redis_url, database_url):
     def event(**fields):
         return json.dumps({"org_id": "org_work", **fields})
 
@@ -127,7 +135,7 @@ def test_the_work_is_told_by_type_and_outcome_kind_and_batch(client, redis_url, 
     assert 0 <= after["usage_feeds_last_batch_age_seconds",] < 10
 
 
-def test_a_batch_that_was_split_is_counted_as_often(client, redis_url, database_url):
+def test_every_split_of_a_batch_is_counted(client, redis_url, database_url):
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("ALTER TABLE grants ADD CHECK (grant_ref <> 'bad')")
     before = scrape(client)
@@ -143,7 +151,7 @@ def test_a_batch_that_was_split_is_counted_as_often(client, redis_url, database_
     assert risen["events", "grant", "posted"] == 3
 
 
-def test_the_last_sweep_and_the_last_verify_are_told(client, redis_url):
+def test_the_ages_of_the_last_sweep_and_the_last_verify_are_reported(client, redis_url):
     before = scrape(client)
     assert not {name for name, *_ in before} & {
         "usage_feeds_last_sweep_age_seconds",
@@ -158,23 +166,23 @@ def test_the_last_sweep_and_the_last_verify_are_told(client, redis_url):
     assert after["usage_feeds_last_verify_differences",] == 2
 
 
-def test_verify_notes_what_it_found_of_the_whole_ledger(environment, redis_url):
+def test_verify_notes_how_many_differences_the_whole_ledger_has(environment, redis_url):
     with redis.Redis.from_url(redis_url) as server:
         run("keys", "create", "--org", "org_a")
         run("verify", "org_a")
         assert not server.exists("events:verified")
         run("verify")
         assert server.hget("events:verified", "differences") == b"0"
-        server.set("events:{3}", "no stream")
+        server.set("events:{3}", "not a stream")
         run("verify", code=1)
         assert int(server.hget("events:verified", "differences")) >= 1
 
 
-def test_memory_is_told_against_its_limit_and_broken_shards_by_number(client, redis_url):
+def test_memory_with_its_limit_and_broken_shards_are_reported(client, redis_url):
     with redis.Redis.from_url(redis_url) as server:
         limit = server.info("memory")["used_memory"] * 10
         server.config_set("maxmemory", limit)
-        server.set("events:{3}", "no stream")
+        server.set("events:{3}", "not a stream")
         try:
             found = scrape(client)
         finally:
@@ -188,7 +196,7 @@ def test_memory_is_told_against_its_limit_and_broken_shards_by_number(client, re
     assert ("usage_feeds_stream_events", "3") not in found
 
 
-def test_a_scrape_names_nobody_and_needs_no_key(client, seeded, bearer):
+def test_a_scrape_needs_no_key_and_names_no_organisation_key_or_address(client, seeded, bearer):
     unknown = new_secret()
     client.get(PATH, headers=bearer | {"X-Org-ID": "org_b"})
     client.get(PATH, headers=headers_of(unknown, **{"X-Org-ID": "org_strange"}), params={"kind": "org_strange"})
@@ -204,7 +212,7 @@ def test_a_scrape_names_nobody_and_needs_no_key(client, seeded, bearer):
     assert [word for word in forbidden if word in text] == []
 
 
-def test_with_every_server_away_a_scrape_still_answers_and_says_which(client, monkeypatch):
+def test_a_scrape_answers_even_if_servers_are_away_and_says_which(client, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:geheim@127.0.0.1:1/d")
     monkeypatch.setenv("REDIS_URL", "redis://:geheim@127.0.0.1:1/0")
     clear_settings()
@@ -219,68 +227,68 @@ def test_with_every_server_away_a_scrape_still_answers_and_says_which(client, mo
     assert ("usage_feeds_answers_total", "page") in found
 
 
-def test_a_hundred_scrapes_at_once_cost_one_look(client, monkeypatch):
-    looks = []
-    monkeypatch.setattr(metrics, "sources", [lambda: looks.append(threading.current_thread()) or []])
+def test_a_hundred_concurrent_scrapes_measure_once_and_outside_the_event_loop(client, monkeypatch):
+    threads = []
     monkeypatch.setattr(metrics, "FRESH_S", 60.0)
-    scrapes = metrics.Scrapes(metrics.Multiplexer("redis://127.0.0.1:1/0"))
+    sources = [lambda: threads.append(threading.current_thread()) or []]
+    scrapes = metrics.Scrapes(metrics.Multiplexer("redis://127.0.0.1:1/0"), sources)
 
-    async def ask():
+    async def read_all():
         return await asyncio.gather(*(scrapes.read() for _ in range(100)))
 
-    answers = asyncio.run(ask())
-    assert len(looks) == 1
-    assert looks[0] is not threading.main_thread()
+    answers = asyncio.run(read_all())
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
     assert set(answers) == {answers[0]}
     assert b"usage_feeds_answers_total" in answers[0]
 
 
-def test_counts_that_a_full_redis_refuses_are_kept_for_the_next_time(redis_url):
-    counts.pending["batches"] += 3
+def test_counts_that_a_full_redis_refuses_stay_pending(redis_url):
+    counters.pending["batches"] += 3
     with redis.Redis.from_url(redis_url) as server:
         server.config_set("maxmemory", 1)
         try:
-            counts.add_pending(server)
+            counters.flush(server)
         finally:
             server.config_set("maxmemory", 0)
-        assert counts.pending["batches"] == 3
-        counts.add_pending(server)
-        counts.add_pending(server)
+        assert counters.pending["batches"] == 3
+        counters.flush(server)
+        counters.flush(server)
         assert server.hgetall("events:counts") == {b"batches": b"3"}
 
 
-def test_every_metric_that_dashboard_and_rules_name_exists(client):
+def test_every_metric_that_the_dashboard_or_a_rule_names_exists(client):
     text = client.get("/metrics").text
-    there = set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE))
+    existing = set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE))
     dashboard = json.loads((CHECKOUT / "deploy/grafana/usage-feeds.json").read_text())
     rules = yaml.safe_load((CHECKOUT / "deploy/prometheus/rules.yaml").read_text())
     alerts = [rule for group in rules["groups"] for rule in group["rules"]]
-    drawn = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = [rule["expr"] for rule in alerts]
+    plotted = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    alerted = [rule["expr"] for rule in alerts]
 
-    named = set(re.findall(r"\b(?:usage_feeds|process)_\w+", " ".join(drawn + asked)))
-    assert named - there == set()
-    ours = {name for name in there if name.startswith("usage_feeds_")}
-    assert ours - set(re.findall(r"\w+", " ".join(drawn))) == {"usage_feeds_stream_broken"}
+    named = set(re.findall(r"\b(?:usage_feeds|process)_\w+", " ".join(plotted + alerted)))
+    assert named - existing == set()
+    ours = {name for name in existing if name.startswith("usage_feeds_")}
+    assert ours - set(re.findall(r"\w+", " ".join(plotted))) == {"usage_feeds_stream_broken"}
     for rule in alerts:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert set(rule["annotations"]) == {"summary", "action"}
-    for expression in drawn + asked:
+    for expression in plotted + alerted:
         assert expression.count("(") == expression.count(")")
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_the_labels_that_the_rules_look_at_exist(client):
+def test_every_label_that_a_rule_selects_exists(client):
     lines = client.get("/metrics").text
     rules = (CHECKOUT / "deploy/prometheus/rules.yaml").read_text()
     for name, label, value in re.findall(r"(usage_feeds_\w+){(\w+)=\"([\w.]+)\"}", rules):
         assert f'{name}{{{label}="{value}"}}' in lines
 
 
-def test_readiness_says_which_part_is_away_and_is_lost_with_both(client, seeded, bearer):
+def test_readiness_names_the_server_that_is_away_and_fails_if_both_are(client, seeded, bearer):
     postgres = client.app_state["postgres"]
-    cache = client.app_state["serving"].feeds.cache
+    cache = client.app_state["services"].feeds.cache
     assert client.get("/readyz").json() == {"status": "ready"}
 
     with patch.object(type(cache.multiplexer), "server", None):
@@ -295,7 +303,7 @@ def test_readiness_says_which_part_is_away_and_is_lost_with_both(client, seeded,
     assert client.get("/livez").status_code == 200
 
 
-def test_browsers_are_told_to_take_no_answer_for_a_page(client, seeded):
+def test_no_answer_can_be_opened_as_a_page_in_a_browser(client, seeded):
     _, secret = create_key(seeded, org_id="org_a")
     for path in (PATH, "/livez", "/readyz", "/metrics", "/openapi.json", "/nothing"):
         for headers in ({}, headers_of(secret)):

@@ -1,5 +1,5 @@
 -- name: read_health
--- When a batch was last posted and how many seconds ago, and how many dead letters there are.
+-- When a batch was last posted (NULL before the first one), how many seconds ago, and how many dead letters there are.
 SELECT
     moved.at AS last_batch_at,
     CASE WHEN moved.at IS NOT NULL THEN GREATEST(extract(epoch FROM clock_timestamp() - moved.at), 0)::float END
