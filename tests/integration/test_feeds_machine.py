@@ -1,4 +1,4 @@
-"""Anything may happen, in any order, to a ledger and its cached feeds: every page is the model's."""
+"""In any order of posting, loss, damage and reading, every page is the one that the model gives."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import count, cycle
@@ -20,19 +20,20 @@ from hypothesis.stateful import (
 from starlette.testclient import TestClient
 
 from feeds.cached.worker_connection import WorkerConnection
-from feeds.cached.writer import show
+from feeds.cached.writer import publish
 from feeds.endpoint import app
 from feeds.keys import create_key
 from feeds.schema import check_ledger
 from tests.conftest import clear_settings
-from tests.integration.endpoint_asks import PATH, headers_of
-from tests.integration.feed_world import FILTERS, Ledger, Published
-from worker.intake.batch import Intake, Outcome, lengths, take_batch
+from tests.integration.endpoint_requests import PATH, headers_of
+from tests.integration.feed_world import FILTERS, Ledger, PageRead
+from worker.intake.backlog import read_backlogs
+from worker.intake.batch import Intake, Outcome, take_batch
 from worker.intake.streams import add, connect, place
 from worker.settings import WorkerSettings
 
 STARTED_AT = datetime(2024, 1, 1, tzinfo=UTC)
-"""Long before Redis's own clock, so that no default `occurred_at` depends on it."""
+"""Long before the time of Redis's clock, so that no default `occurred_at` depends on it."""
 numbers = count(1)
 orgs = st.integers(0, 1)
 grant_refs = st.sampled_from([f"grant_{n}" for n in range(6)])
@@ -40,23 +41,23 @@ usage_refs = st.sampled_from([f"usage_{n}" for n in range(25)])
 hours = st.one_of(st.none(), st.integers(-3, 4))
 picks = st.integers(0, 2**16)
 ends = st.sampled_from([(), (), (False,), (True,), (True, False), (True, True, False)])
-"""How the drains end that follow an event, if any: by their death, in the middle of their work, or not."""
+"""Whether each drain that follows an event dies in the middle of its work; no drain may follow either."""
 limits = st.sampled_from([1, 3, 20, 100])
 
 
 class Died(Exception):  # noqa: N818 -- an end, not a mistake
-    """The drain's process is gone, in the middle of its work."""
+    """The drain's process has died before it could publish."""
 
 
 class World:
-    """The servers, a drain whose clock we set, and the endpoint, which lives in this process."""
+    """The servers, a drain whose clock the test sets, and the endpoint, which runs in this process."""
 
     def __init__(self, environment, client, connection):
         self.client, self.connection = client, connection
-        self.link = WorkerConnection(environment["FEEDS_REDIS_URL"])
+        self.feeds_redis = WorkerConnection(environment["FEEDS_REDIS_URL"])
         self.cache = redis.Redis.from_url(environment["FEEDS_REDIS_URL"])
         ledger = check_ledger(connection, WorkerSettings())
-        self.intake = Intake(connection, connect(environment["REDIS_URL"]), ledger, self.show, lambda: None)
+        self.intake = Intake(connection, connect(environment["REDIS_URL"]), ledger, self.publish, lambda: None)
         self.dies = False
         connection.execute("CREATE SCHEMA clock")
         connection.execute(
@@ -65,52 +66,52 @@ class World:
         )
         connection.execute("SET search_path = clock, pg_catalog, public")
 
-    def show(self, connection, posted, repeated):
+    def publish(self, connection, posted, is_repeat):
         if self.dies:
             raise Died
-        show(self.link, connection, posted.movements, posted.org_ids if repeated else ())
+        publish(self.feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else ())
 
     def set_clock(self, now):
         self.connection.execute("SELECT set_config('clock.now', %s, false)", [now.isoformat()])
 
     def drain(self):
-        while waiting := [shard for shard, length in lengths(self.intake, range(8)).items() if length]:
+        while waiting := [backlog.shard for backlog in read_backlogs(self.intake.streams, range(8)) if backlog.length]:
             assert take_batch(self.intake, waiting) is Outcome.POSTED
 
     def close(self):
-        self.link.close()
+        self.feeds_redis.close()
         self.cache.close()
         self.intake.streams.close()
 
 
 @pytest.fixture
 def world(environment, redis_url, monkeypatch):
-    feeds_url = f"{redis_url.rpartition('/')[0]}/1"  # a database of its own, which may be flushed without the streams
+    feeds_url = f"{redis_url.rpartition('/')[0]}/1"  # a database of their own, so that a flush spares the streams
     monkeypatch.setenv("FEEDS_REDIS_URL", feeds_url)
     clear_settings()
     with (
         psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection,
         TestClient(app) as client,
     ):
-        made = World({**environment, "FEEDS_REDIS_URL": feeds_url}, client, connection)
-        yield made
-        made.close()
+        world = World({**environment, "FEEDS_REDIS_URL": feeds_url}, client, connection)
+        yield world
+        world.close()
 
 
 class Machine(RuleBasedStateMachine):
-    """Grants, usages, drains that may die, a cache that is lost and damaged, and readers."""
+    """Grants, usages, drains that may die, a cache that is lost or damaged, and readers."""
 
     world: World
-    shown = Bundle("shown")
+    pages_read = Bundle("pages_read")
 
     @initialize()
-    def begin(self):
+    def start(self):
         number = next(numbers)
         self.now = STARTED_AT + timedelta(days=number)
         self.died_at = None
         self.ledgers = [Ledger(f"org_{number}_{letter}") for letter in "ab"]
         self.keys = [headers_of(create_key(self.world.connection, org_id=ledger.org_id)[1]) for ledger in self.ledgers]
-        self.sent = {}
+        self.answers = {}
         self.turns = cycle([(org, feed) for feed in FILTERS for org in (0, 1)])
         self.world.set_clock(self.now)
         self.world.cache.flushdb()
@@ -131,12 +132,17 @@ class Machine(RuleBasedStateMachine):
         ref=grant_refs,
         credits_=st.integers(1, 60),
         priority=st.integers(0, 2),
-        start=hours,
-        lasts=hours,
+        start_h=hours,
+        lasts_h=hours,
     )
-    def grant(self, org, ref, credits_, priority, start, lasts, then):
-        end = None if lasts is None else (start or 0) + abs(lasts) + 1
-        fields = {"effective_at": self.at(start), "expires_at": self.at(end), "source": "plan", "priority": priority}
+    def grant(self, org, ref, credits_, priority, start_h, lasts_h, then):
+        end_h = None if lasts_h is None else (start_h or 0) + abs(lasts_h) + 1
+        fields = {
+            "effective_at": self.at(start_h),
+            "expires_at": self.at(end_h),
+            "source": "plan",
+            "priority": priority,
+        }
         self.add(org, {"type": "grant", "grant_ref": ref, "credits": credits_, **fields})
         self.drain_as(then)
 
@@ -189,7 +195,7 @@ class Machine(RuleBasedStateMachine):
 
     def drain(self, dies):
         if self.died_at is not None and self.died_at <= self.now < self.died_at + timedelta(seconds=2):
-            self.step_the_clock(1)  # leftovers of this second are left to whoever posted them
+            self.step_the_clock(1)  # for one second, a drain leaves leftovers to the drain that posted them
         if not any(ledger.waiting for ledger in self.ledgers):
             return
         self.world.dies = dies
@@ -200,7 +206,7 @@ class Machine(RuleBasedStateMachine):
             self.world.drain()
         self.died_at = self.now if dies else None
         for ledger in self.ledgers:
-            ledger.post(self.now, shown=not dies)
+            ledger.post(self.now, is_published=not dies)
 
     @rule(pick=picks, how=st.sampled_from(["DEL", "EXPIRE"]))
     def lose_a_key(self, pick, how):
@@ -209,7 +215,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         pick=picks,
-        change=st.sampled_from(["set", "damage", "astray", "lpop", "rpop", "rpush"]),
+        change=st.sampled_from(["set", "damage", "move", "lpop", "rpop", "rpush"]),
         damage=st.binary(max_size=12),
     )
     def corrupt_a_key(self, pick, change, damage):
@@ -222,20 +228,20 @@ class Machine(RuleBasedStateMachine):
             other = self.choose(pick + 1, cache.hvals(key))
             cache.hset(key, self.choose(pick, cache.hkeys(key)), damage if change == "damage" else other)
         elif cache.type(key) == b"list":
-            entries = cache.lrange(key, 0, -1)
+            elements = cache.lrange(key, 0, -1)
             match change:
                 case "damage":
-                    cache.lset(key, pick % len(entries), damage)
-                case "astray":
-                    cache.lset(key, pick % len(entries), entries[pick // 7 % len(entries)])
+                    cache.lset(key, pick % len(elements), damage)
+                case "move":
+                    cache.lset(key, pick % len(elements), elements[pick // 7 % len(elements)])
                 case "rpush":
-                    cache.rpush(key, entries[pick % len(entries)])
+                    cache.rpush(key, elements[pick % len(elements)])
                 case _:
                     cache.execute_command(change, key)
 
     @staticmethod
     def choose(pick, among):
-        """Return one of these, whichever there are: what is drawn must not depend on the servers."""
+        """Return one of these. What Hypothesis draws must not depend on the servers, so it draws a number."""
         ordered = sorted(among)
         return ordered[pick % len(ordered)] if ordered else None
 
@@ -252,47 +258,47 @@ class Machine(RuleBasedStateMachine):
     def rebuild(self):
         self.world.connection.execute("UPDATE ledger SET epoch = gen_random_uuid()")
 
-    @rule(target=shown, org=orgs, feed=st.sampled_from(FILTERS), limit=limits, page=st.integers(1, 12))
+    @rule(target=pages_read, org=orgs, feed=st.sampled_from(FILTERS), limit=limits, page=st.integers(1, 12))
     def read(self, org, feed, limit, page):
         return self.read_numbered(org, feed, limit, page)
 
     def read_numbered(self, org, feed, limit, page):
         kind, usage_kind = feed
-        asked = {"kind": kind and kind.value, "usage_kind": usage_kind, "limit": limit, "page": page}
-        listing = self.ask(org, {name: value for name, value in asked.items() if value})
-        newest = max(listing["pages"]["total_items"] - (page - 1) * limit, 0)
-        read = Published(org, feed, limit, newest, max(newest - limit, 0), listing["pages"])
-        assert listing["pages"]["page"] == page
-        self.ledgers[org].check(listing, read, None)
+        params = {"kind": kind and kind.value, "usage_kind": usage_kind, "limit": limit, "page": page}
+        answer = self.get(org, {name: value for name, value in params.items() if value})
+        newest = max(answer["pages"]["total_items"] - (page - 1) * limit, 0)
+        read = PageRead(org, feed, limit, newest, max(newest - limit, 0), answer["pages"])
+        assert answer["pages"]["page"] == page
+        self.ledgers[org].check(answer, read, None)
         return read
 
-    @rule(target=shown, page=shown, way=st.sampled_from(["next", "prev", "same"]), limit=limits)
+    @rule(target=pages_read, page=pages_read, way=st.sampled_from(["next", "prev", "same"]), limit=limits)
     def follow(self, page, way, limit):
         cursor = page.pages["cursor" if way == "same" else f"{way}_cursor"]
         if cursor is None:
             return multiple()
         limit = page.limit if way == "same" else limit
-        listing = self.ask(page.org, {"cursor": cursor, "limit": limit})
+        answer = self.get(page.org, {"cursor": cursor, "limit": limit})
         newest, below = page.newest, page.below
         if way == "next":
             newest, below = below, max(below - limit, 0)
         elif way == "prev":
-            newest, below = min(newest + limit, listing["pages"]["total_items"]), newest
-        read = Published(page.org, page.feed, limit, newest, below, listing["pages"])
-        self.ledgers[page.org].check(listing, read, page.pages["direction"] if way == "same" else way)
+            newest, below = min(newest + limit, answer["pages"]["total_items"]), newest
+        read = PageRead(page.org, page.feed, limit, newest, below, answer["pages"])
+        self.ledgers[page.org].check(answer, read, page.pages["direction"] if way == "same" else way)
         return read
 
-    def ask(self, org, params):
-        """Return a listing: the one had before, where the endpoint says that it still holds."""
-        asked = (org, *params.items())
-        etag, listing = self.sent.get(asked, ("", None))
+    def get(self, org, params):
+        """Return a page: the one of the previous answer, if the endpoint answers 304."""
+        request = (org, *params.items())
+        etag, page = self.answers.get(request, ("", None))
         answer = self.world.client.get(PATH, params=params, headers=self.keys[org] | {"If-None-Match": etag})
         assert answer.status_code in {200, 304}, answer.text
         if answer.status_code == 200:
-            listing = answer.json()
-            self.sent[asked] = (answer.headers["etag"], listing)
-        assert listing is not None
-        return listing
+            page = answer.json()
+            self.answers[request] = (answer.headers["etag"], page)
+        assert page is not None
+        return page
 
     @invariant()
     def first_pages_are_right(self):
@@ -307,15 +313,15 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(180)
-def test_whatever_happens_every_page_is_the_models(world):
-    """Seen to fail with a reader that did not check ordinals, and with a drain that did not drop what it repeats."""
+def test_every_page_is_the_one_that_the_model_gives(world):
+    """It fails if a reader does not check ordinals, or if a drain does not drop the feeds of what it repeats."""
     machine = type("MachineOfThisWorld", (Machine,), {"world": world})
     checks = settings(
         max_examples=20,
         stateful_step_count=25,
         deadline=None,
         database=None,
-        phases=[Phase.generate],  # to shrink what is found would take minutes
+        phases=[Phase.generate],  # to shrink a failure would take minutes
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(machine, settings=checks)
