@@ -1,4 +1,4 @@
-"""What is remembered of a question, and for how long."""
+"""What is remembered of a request, and for how long."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -6,14 +6,14 @@ from uuid import UUID
 
 import pytest
 
-from feeds.endpoint import answer_cache as repeats
-from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Page, read_request_key
+from feeds.endpoint import answer_cache
+from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, RenderedPage, read_request_key
 from feeds.endpoint.identity import Access
 from feeds.endpoint.page_body import PageRequest
 from feeds.page import Filter
 
-ASK = PageRequest(Filter(), 20)
-PAGE = Page(UUID(int=1), 1, '"e"', [], b"{}")
+FIRST_PAGE = PageRequest(Filter(), 20)
+PAGE = RenderedPage(UUID(int=1), 1, '"e"', [], b"{}")
 BEARER = {b"authorization": b"Bearer ufk_a"}
 
 
@@ -22,61 +22,60 @@ def access(fresh_s=10.0, expires_at=None, org_id="org_a"):
     return Access(org_id, UUID(int=7), None, expires_at, now, now + fresh_s)
 
 
-def question(query=b"", **headers):
+def request_key(query=b"", **headers):
     return read_request_key(BEARER | {name.replace("_", "-").encode(): value for name, value in headers.items()}, query)
 
 
-def test_a_question_is_known_by_key_organisation_and_query():
-    memory = AnswerCache()
-    meaning = CachedAnswer(access(), ASK)
-    memory.keep(question(b"page=1", x_org_id=b"org_a"), meaning)
+def test_an_answer_is_found_only_for_the_same_key_organisation_and_query():
+    answers = AnswerCache()
+    answer = CachedAnswer(access(), FIRST_PAGE)
+    answers.store(request_key(b"page=1", x_org_id=b"org_a"), answer)
 
-    assert memory.find(question(b"page=1", x_org_id=b"org_a")) is meaning
+    assert answers.find(request_key(b"page=1", x_org_id=b"org_a")) is answer
     for other in (
-        question(b"page=1"),
-        question(b"page=2", x_org_id=b"org_a"),
-        question(b"page=1", x_org_id=b"org_b"),
-        question(b"page=1", x_org_id=b"org_a", authorization=b"Bearer ufk_b"),
+        request_key(b"page=1"),
+        request_key(b"page=2", x_org_id=b"org_a"),
+        request_key(b"page=1", x_org_id=b"org_b"),
+        request_key(b"page=1", x_org_id=b"org_a", authorization=b"Bearer ufk_b"),
     ):
-        assert memory.find(other) is None
+        assert answers.find(other) is None
 
 
-def test_nothing_of_a_key_is_kept_but_a_digest():
-    assert b"ufk_a" not in repr(question()).encode()
+def test_only_a_digest_of_the_key_is_stored():
+    assert b"ufk_a" not in repr(request_key()).encode()
 
 
 @pytest.mark.parametrize(
     "ended", [access(fresh_s=-0.001), access(expires_at=datetime.now(UTC) - timedelta(milliseconds=1))]
 )
-def test_a_key_is_asked_about_again_as_soon_as_its_answer_is_old_or_it_has_ended(ended):
-    memory = AnswerCache()
-    memory.keep(question(), CachedAnswer(ended, ASK))
+def test_an_answer_is_not_found_once_its_access_is_not_fresh_or_the_key_has_expired(ended):
+    answers = AnswerCache()
+    answers.store(request_key(), CachedAnswer(ended, FIRST_PAGE))
 
-    assert memory.find(question()) is None
+    assert answers.find(request_key()) is None
 
 
-def test_the_page_outlives_the_answer_of_the_key_but_not_a_change_of_what_is_asked():
-    memory = AnswerCache()
-    old = CachedAnswer(access(fresh_s=-1), ASK, PAGE)
-    memory.keep(question(), old)
-    again = CachedAnswer(access(), ASK)
-    memory.keep(question(), again)
+def test_the_last_page_is_carried_over_to_a_new_access_but_not_to_another_organisation():
+    answers = AnswerCache()
+    answers.store(request_key(), CachedAnswer(access(fresh_s=-1), FIRST_PAGE, PAGE))
+    again = CachedAnswer(access(), FIRST_PAGE)
+    answers.store(request_key(), again)
     assert again.page is PAGE
 
-    elsewhere = CachedAnswer(access(org_id="org_b"), ASK)
-    memory.keep(question(), elsewhere)
-    assert elsewhere.page is None
+    other = CachedAnswer(access(org_id="org_b"), FIRST_PAGE)
+    answers.store(request_key(), other)
+    assert other.page is None
 
 
-def test_what_has_no_key_or_is_long_is_not_remembered():
+def test_a_request_without_a_key_or_with_a_long_query_is_not_remembered():
     assert read_request_key({}, b"") is None
-    assert question(b"kind=&" * 100) is None
+    assert request_key(b"kind=&" * 100) is None
 
 
-def test_the_memory_is_bounded_and_the_eldest_goes_first(monkeypatch):
-    monkeypatch.setattr(repeats, "KEPT", 2)
-    memory = AnswerCache()
+def test_a_full_cache_evicts_the_answer_that_was_stored_first(monkeypatch):
+    monkeypatch.setattr(answer_cache, "ANSWERS_MAX", 2)
+    answers = AnswerCache()
     for query in (b"1", b"2", b"3"):
-        memory.keep(question(query), CachedAnswer(access(), ASK))
+        answers.store(request_key(query), CachedAnswer(access(), FIRST_PAGE))
 
-    assert [memory.find(question(query)) is None for query in (b"1", b"2", b"3")] == [True, False, False]
+    assert [answers.find(request_key(query)) is None for query in (b"1", b"2", b"3")] == [True, False, False]

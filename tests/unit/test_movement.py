@@ -9,34 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typeid import TypeID
 
-from feeds.movement import Kind, Movement, format_id, format_time, render
+from feeds.movement import Kind, Movement, format_id, format_time, render_item
 from worker.ledger.hash_chain import format_instant
 
 
 @given(movement_id=st.uuids(version=4))
 def test_an_id_is_the_typeid_of_either_class_of_uuid(movement_id):
-    shown = format_id(movement_id)
+    fast_id = uuid_utils.UUID(movement_id.hex)
 
-    assert (
-        shown
-        == str(TypeID.from_uuid(uuid_utils.UUID(movement_id.hex), "cent"))
-        == format_id(uuid_utils.UUID(movement_id.hex))
-    )
+    assert format_id(movement_id) == format_id(fast_id) == str(TypeID.from_uuid(fast_id, "cent"))
 
 
 @given(instant=st.datetimes(min_value=datetime(2000, 1, 1), timezones=st.just(timezone(timedelta(hours=2)))))  # noqa: DTZ001
-def test_a_time_is_shown_in_utc_and_reads_back_as_the_same_instant(instant):
+def test_a_time_is_formatted_in_utc_and_reads_back_as_the_same_instant(instant):
     assert format_time(instant).endswith("Z")
     assert datetime.fromisoformat(format_time(instant)) == instant
 
 
 @pytest.mark.parametrize("usage_kind", ["ai_usage", None])
-def test_an_entry_is_the_json_of_the_contract(usage_kind):
+def test_an_item_is_the_json_of_a_credit_entry(usage_kind):
     movement = Movement(UUID(int=7), Kind.CONSUME, -10, usage_kind, "u_1", datetime(2026, 6, 1, 10, tzinfo=UTC), {0: 1})
 
-    entry = json.loads(render(movement))
-
-    assert entry == {
+    assert json.loads(render_item(movement)) == {
         "object": "credit_entry",
         "id": "cent_00000000000000000000000007",
         "kind": "consume",
@@ -47,7 +41,7 @@ def test_an_entry_is_the_json_of_the_contract(usage_kind):
     }
 
 
-def test_the_hour_that_comes_twice_when_summer_ends_is_shown_as_two():
+def test_the_hour_that_occurs_twice_at_the_end_of_summer_time_is_formatted_as_two():
     first, second = (datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold) for fold in (0, 1))
 
     assert first == second  # to Python

@@ -8,7 +8,7 @@ from feeds.cursor import Cursor, Direction, Signer, read_cursor
 from feeds.endpoint.page_body import PageRequest, make_etag, matches, render_body
 from feeds.page import Filter, cut
 
-SEAL = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
+SIGNER = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
 EPOCH = UUID(int=1)
 MEMBERS = [
     "object", "page", "limit", "total_items", "total_pages", "has_next", "has_prev", "direction", "cursor",
@@ -16,18 +16,19 @@ MEMBERS = [
 ]  # fmt: skip
 
 
-def show(ask, count):
-    """Return the ordinals that a feed of `count` lines shows, and the pages object."""
-    span = cut(ask.place, count)
-    entries = [b"%d" % ordinal for ordinal in range(span.newest, span.below, -1)]
-    listing = json.loads(render_body(SEAL, "org_a", ask, count, entries))
-    assert listing["object"] == "list"
-    assert list(listing["pages"]) == MEMBERS
-    return listing["items"], listing["pages"]
+def render(request, count):
+    """Return the ordinals on the page of a feed of `count` items, and the `pages` object."""
+    span = cut(request.place, count)
+    items = [b"%d" % ordinal for ordinal in range(span.newest, span.below, -1)]
+    body = json.loads(render_body(SIGNER, "org_a", request, count, items))
+    assert body["object"] == "list"
+    assert list(body["pages"]) == MEMBERS
+    return body["items"], body["pages"]
 
 
-def follow(text, limit):
-    feed, cursor = read_cursor(SEAL, "org_a", text)
+def follow(cursor_text, limit):
+    """Return the request for the page at a cursor."""
+    feed, cursor = read_cursor(SIGNER, "org_a", cursor_text)
     return PageRequest(feed, limit, cursor=cursor)
 
 
@@ -35,59 +36,59 @@ arrivals = st.lists(st.integers(0, 9), max_size=40)
 
 
 @given(start=st.integers(0, 50), limit=st.integers(1, 12), arrivals=arrivals, data=st.data())
-def test_walking_next_shows_every_line_of_the_start_once_however_many_arrive(start, limit, arrivals, data):
-    count, ask, shown = start, PageRequest(Filter(), limit), []
+def test_paging_next_gives_every_item_of_the_start_once_however_many_arrive(start, limit, arrivals, data):
+    count, request, found = start, PageRequest(Filter(), limit), []
     for _ in range(200):
-        items, pages = show(ask, count)
-        shown += items
+        items, pages = render(request, count)
+        found += items
         if not pages["has_next"]:
             break
         count += arrivals.pop() if arrivals else 0
-        ask = follow(pages["next_cursor"], data.draw(st.integers(1, 12)))
+        request = follow(pages["next_cursor"], data.draw(st.integers(1, 12)))
 
-    assert shown == list(range(start, 0, -1))
+    assert found == list(range(start, 0, -1))
 
 
 @given(start=st.integers(1, 50), limit=st.integers(1, 12), arrivals=arrivals)
-def test_walking_prev_from_past_the_end_shows_every_line_once_up_to_the_newest(start, limit, arrivals):
-    count, ask, shown = start, PageRequest(Filter(), limit, page=1000), []
+def test_paging_prev_from_past_the_end_gives_every_item_once_up_to_the_newest(start, limit, arrivals):
+    count, request, found = start, PageRequest(Filter(), limit, page=1000), []
     for _ in range(600):
-        items, pages = show(ask, count)
-        shown = items + shown
+        items, pages = render(request, count)
+        found = items + found
         if not pages["has_prev"]:
             break
         count += arrivals.pop() if arrivals else 0
-        ask = follow(pages["prev_cursor"], limit)
+        request = follow(pages["prev_cursor"], limit)
 
-    assert shown == list(range(count, 0, -1))
+    assert found == list(range(count, 0, -1))
 
 
 @given(count=st.integers(0, 50), ordinal=st.integers(0, 50), limit=st.integers(1, 12), later=st.integers(0, 30))
-def test_the_cursor_of_a_page_gives_that_very_page_again(count, ordinal, limit, later):
-    for ask in [
+def test_the_cursor_of_a_page_gives_the_same_page_again(count, ordinal, limit, later):
+    for request in [
         PageRequest(Filter(), limit, page=1 + ordinal),
         PageRequest(Filter(), limit, cursor=Cursor(Direction.NEXT, min(ordinal, count))),
         PageRequest(Filter(), limit, cursor=Cursor(Direction.PREV, min(ordinal, count))),
     ]:
-        items, pages = show(ask, count)
-        again, pages_again = show(follow(pages["cursor"], limit), count + later)
+        items, pages = render(request, count)
+        again, pages_again = render(follow(pages["cursor"], limit), count + later)
 
         assert again == items
         assert pages_again["direction"] == pages["direction"]
 
 
 @given(count=st.integers(1, 50), limit=st.integers(1, 12), ordinal=st.integers(1, 50))
-def test_the_page_of_a_cursor_is_the_number_on_which_its_first_line_now_stands(count, limit, ordinal):
+def test_the_page_number_of_a_cursor_is_the_page_that_now_holds_its_first_item(count, limit, ordinal):
     for direction in Direction:
-        items, pages = show(PageRequest(Filter(), limit, cursor=Cursor(direction, ordinal)), count)
+        items, pages = render(PageRequest(Filter(), limit, cursor=Cursor(direction, ordinal)), count)
         if items:
-            numbered, _ = show(PageRequest(Filter(), limit, page=pages["page"]), count)
+            numbered, _ = render(PageRequest(Filter(), limit, page=pages["page"]), count)
             assert items[0] in numbered
 
 
 @given(count=st.integers(0, 50), limit=st.integers(1, 12), page=st.integers(1, 60))
-def test_flags_and_cursors_agree_with_what_lies_beside_the_page(count, limit, page):
-    items, pages = show(PageRequest(Filter(), limit, page), count)
+def test_flags_and_cursors_agree_with_the_neighbours_of_the_page(count, limit, page):
+    items, pages = render(PageRequest(Filter(), limit, page), count)
 
     assert pages["has_next"] == (bool(items) and items[-1] > 1) == (pages["next_cursor"] is not None)
     assert pages["has_prev"] == (page > 1 and count > 0) == (pages["prev_cursor"] is not None)
@@ -95,16 +96,16 @@ def test_flags_and_cursors_agree_with_what_lies_beside_the_page(count, limit, pa
     assert (pages["page"], pages["direction"]) == (page, "next")
 
 
-def test_a_page_past_the_end_leads_back_to_the_oldest_lines():
-    items, pages = show(PageRequest(Filter(), 20, page=9), 45)
+def test_the_prev_cursor_of_a_page_past_the_end_gives_the_oldest_items():
+    items, pages = render(PageRequest(Filter(), 20, page=9), 45)
 
     assert items == []
     assert (pages["has_next"], pages["next_cursor"], pages["has_prev"]) == (False, None, True)
-    assert show(follow(pages["prev_cursor"], 20), 45)[0] == list(range(20, 0, -1))
+    assert render(follow(pages["prev_cursor"], 20), 45)[0] == list(range(20, 0, -1))
 
 
-def test_an_empty_feed_has_no_pages_and_leads_nowhere():
-    items, pages = show(PageRequest(Filter(), 20), 0)
+def test_an_empty_feed_has_no_pages_and_no_cursors_to_others():
+    items, pages = render(PageRequest(Filter(), 20), 0)
 
     assert items == []
     assert (pages["total_items"], pages["total_pages"], pages["page"]) == (0, 0, 1)
@@ -112,34 +113,34 @@ def test_an_empty_feed_has_no_pages_and_leads_nowhere():
     assert (pages["next_cursor"], pages["prev_cursor"]) == (None, None)
 
 
-def test_the_newest_page_of_a_walk_back_may_be_short():
-    items, pages = show(PageRequest(Filter(), 20, cursor=Cursor(Direction.PREV, 40)), 45)
+def test_the_newest_page_reached_by_prev_may_be_short():
+    items, pages = render(PageRequest(Filter(), 20, cursor=Cursor(Direction.PREV, 40)), 45)
 
     assert items == [45, 44, 43, 42, 41]
     assert (pages["direction"], pages["page"], pages["has_prev"]) == ("prev", 1, False)
 
 
-def test_an_etag_differs_for_whatever_the_body_differs_for():
-    ask = PageRequest(Filter(), 20)
-    asks = [
-        ask,
-        ask._replace(page=2),
-        ask._replace(limit=21),
-        ask._replace(feed=Filter(usage_kind="ai_usage")),
-        ask._replace(cursor=Cursor(Direction.NEXT, 5)),
-        ask._replace(cursor=Cursor(Direction.PREV, 5)),
-        ask._replace(cursor=Cursor(Direction.PREV, 5, 7)),
+def test_requests_with_different_bodies_have_different_etags():
+    request = PageRequest(Filter(), 20)
+    requests = [
+        request,
+        request._replace(page=2),
+        request._replace(limit=21),
+        request._replace(feed=Filter(usage_kind="ai_usage")),
+        request._replace(cursor=Cursor(Direction.NEXT, 5)),
+        request._replace(cursor=Cursor(Direction.PREV, 5)),
+        request._replace(cursor=Cursor(Direction.PREV, 5, 7)),
     ]
-    tags = {make_etag(SEAL, "org_a", each, 45, EPOCH) for each in asks}
-    tags.add(make_etag(SEAL, "org_b", ask, 45, EPOCH))
-    tags.add(make_etag(SEAL, "org_a", ask, 46, EPOCH))
-    tags.add(make_etag(SEAL, "org_a", ask, 45, UUID(int=2)))
+    etags = {make_etag(SIGNER, "org_a", one, 45, EPOCH) for one in requests}
+    etags.add(make_etag(SIGNER, "org_b", request, 45, EPOCH))
+    etags.add(make_etag(SIGNER, "org_a", request, 46, EPOCH))
+    etags.add(make_etag(SIGNER, "org_a", request, 45, UUID(int=2)))
 
-    assert len(tags) == len(asks) + 3
-    assert make_etag(SEAL, "org_a", PageRequest(Filter(), 20), 45, EPOCH) in tags
+    assert len(etags) == len(requests) + 3
+    assert make_etag(SIGNER, "org_a", PageRequest(Filter(), 20), 45, EPOCH) in etags
 
 
-def test_if_none_match_names_an_etag_alone_in_a_list_weakly_or_by_a_star():
+def test_if_none_match_may_be_one_etag_a_list_a_weak_etag_or_a_star():
     for header in ['"a"', 'W/"a"', '"b", "a"', '"b",W/"a" , "c"', "*", " * "]:
         assert matches(header, '"a"'), header
     for header in ["a", '"b"', '"A"', '"b, *"', 'w/"a"', ","]:

@@ -1,10 +1,10 @@
-"""What many requests share on one connection, and what one of them may not do to the others."""
+"""What requests share on one connection, and what one of them must not do to the others."""
 
 import asyncio
 
 import pytest
 
-from feeds.cached import protocol as wires
+from feeds.cached import protocol
 from feeds.cached.format import FeedsAway
 from feeds.cached.protocol import RedisProtocol, pack
 
@@ -19,7 +19,7 @@ def anyio_backend():
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written."""
+    """Stores what is written."""
 
     def __init__(self):
         super().__init__()
@@ -32,36 +32,36 @@ class Transport(asyncio.Transport):
         pass
 
 
-def connected():
-    wire = RedisProtocol(reply_within_s=5.0)
-    wire.connection_made(Transport())
-    return wire
+def connect():
+    connection = RedisProtocol(reply_within_s=5.0)
+    connection.connection_made(Transport())
+    return connection
 
 
-async def test_one_who_gives_up_does_not_take_the_reply_from_the_others():
-    wire = connected()
+async def test_a_cancelled_caller_does_not_take_the_shared_reply_from_the_others():
+    connection = connect()
 
-    async def ask():
-        return await wire.share(GET)
+    async def get():
+        return await connection.send_shared(GET)
 
-    impatient, patient = asyncio.create_task(ask()), asyncio.create_task(ask())
+    cancelled, other = asyncio.create_task(get()), asyncio.create_task(get())
     await asyncio.sleep(0)
-    impatient.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
-    wire.data_received(b":7\r\n")
+    connection.data_received(b":7\r\n")
     with pytest.raises(asyncio.CancelledError):
-        await impatient
-    assert await patient == [7]
-    assert wire.transport.written == [GET]
+        await cancelled
+    assert await other == [7]
+    assert connection.transport.written == [GET]
 
 
-async def test_what_was_refused_while_too_many_waited_is_asked_again(monkeypatch):
-    wire = connected()
-    monkeypatch.setattr(wires, "MAX_WAITING", 0)
+async def test_a_shared_command_that_was_refused_because_too_many_wait_is_sent_for_the_next_caller(monkeypatch):
+    connection = connect()
+    monkeypatch.setattr(protocol, "MAX_WAITING", 0)
     with pytest.raises(FeedsAway, match="too many"):
-        await wire.share(GET)
-    monkeypatch.setattr(wires, "MAX_WAITING", 10)
-    again = wire.share(GET)
+        await connection.send_shared(GET)
+    monkeypatch.setattr(protocol, "MAX_WAITING", 10)
+    again = connection.send_shared(GET)
     await asyncio.sleep(0)
-    wire.data_received(b":8\r\n")
+    connection.data_received(b":8\r\n")
     assert await again == [8]

@@ -7,21 +7,21 @@ from feeds.endpoint.query import parse_query
 from feeds.movement import Kind
 from feeds.page import Filter
 
-SEAL = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
+SIGNER = Signer(b"s" * 32, {"ai_usage": 0, "tm_usage": 1})
 FEED = Filter(Kind.CONSUME, "tm_usage")
-CURSOR = write_cursor(SEAL, "org_a", FEED, Cursor(Direction.NEXT, 5))
-OTHERS = write_cursor(SEAL, "org_b", FEED, Cursor(Direction.NEXT, 5))
-FORGED = CURSOR[:-1] + ("A" if CURSOR[-1] != "A" else "B")
+CURSOR = write_cursor(SIGNER, "org_a", FEED, Cursor(Direction.NEXT, 5))
+CURSOR_OF_ORG_B = write_cursor(SIGNER, "org_b", FEED, Cursor(Direction.NEXT, 5))
+FORGED_CURSOR = CURSOR[:-1] + ("A" if CURSOR[-1] != "A" else "B")
 
 
 def read(query):
-    return parse_query(query.encode("latin-1"), SEAL, "org_a")
+    return parse_query(query.encode("latin-1"), SIGNER, "org_a")
 
 
 @pytest.mark.parametrize(
     "query", ["", "page=1", "limit=20", "page=&limit=&kind=&usage_kind=&cursor=", "page", "page=&page=1", "&&"]
 )
-def test_what_is_left_out_or_empty_has_its_default(query):
+def test_an_absent_or_empty_parameter_has_its_default(query):
     assert read(query) == PageRequest(Filter(), 20, 1, None)
 
 
@@ -67,7 +67,7 @@ def test_a_filter_that_is_unknown_or_repeated_is_refused(query):
     ],
 )
 @pytest.mark.parametrize("name", ["page", "limit"])
-def test_an_integer_has_one_plain_spelling(name, value):
+def test_an_integer_that_is_not_plain_digits_in_range_is_refused(name, value):
     with pytest.raises(InvalidPage):
         read(f"{name}={value}")
 
@@ -75,8 +75,8 @@ def test_an_integer_has_one_plain_spelling(name, value):
 @pytest.mark.parametrize(
     "query",
     [
-        "page=2147483648", "limit=101", "page=1&page=1", "limit=5&limit=5", "cursor=x", f"cursor={OTHERS}",
-        f"cursor={FORGED}", f"cursor={CURSOR}&cursor={CURSOR}", f"cursor={CURSOR}&page=1", f"cursor={CURSOR}&limit=0",
+        "page=2147483648", "limit=101", "page=1&page=1", "limit=5&limit=5", "cursor=x", f"cursor={CURSOR_OF_ORG_B}",
+        f"cursor={FORGED_CURSOR}", f"cursor={CURSOR}&cursor={CURSOR}", f"cursor={CURSOR}&page=1", f"cursor={CURSOR}&limit=0",
         f"cursor={CURSOR}&kind=allot", f"cursor={CURSOR}&usage_kind=ai_usage", f"cursor={CURSOR}%00", "cursor=%F0%9F%98%80",
     ],
 )  # fmt: skip
@@ -96,10 +96,10 @@ def test_an_unknown_parameter_is_refused(query):
         read(query)
 
 
-def test_filters_are_judged_before_paging_and_paging_before_the_rest():
+def test_filters_are_checked_before_paging_and_paging_before_the_rest():
     with pytest.raises(InvalidFilter):
         read("foo=1&page=0&kind=x")
     with pytest.raises(InvalidPage):
         read("foo=1&page=0")
     with pytest.raises(InvalidPage):
-        read(f"foo=1&cursor={OTHERS}")
+        read(f"foo=1&cursor={CURSOR_OF_ORG_B}")
