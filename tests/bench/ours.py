@@ -6,15 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
-from uuid import UUID
 
 import psycopg
 from redis import Redis
 from typeid import TypeID
 from uuid_utils.compat import uuid7
 
-from feeds.cached import writer
+from feeds.cached.epoch import fetch_epoch
 from feeds.cached.reader import CachedFeeds
 from feeds.movement import Kind
 from feeds.page import Filter, place_page
@@ -165,12 +165,8 @@ async def warm(ground: Ground, org_ids: Sequence[str]) -> None:
     """Read every feed that the usages will be shown in, as an endpoint does."""
     postgres = Postgres(ground.database_url, deadline_s=30)
 
-    async def read_epoch() -> UUID:
-        [(epoch,)] = await postgres.fetch(writer.SQL["read_epoch"], {})
-        return UUID(str(epoch))
-
     try:
-        async with CachedFeeds(ground.redis_url, read_epoch) as cached:
+        async with CachedFeeds(ground.redis_url, partial(fetch_epoch, postgres)) as cached:
             feeds = Feeds(Store(postgres, {"ai_usage": 0, "tm_usage": 1}), SingleFlight(), cached)
             for org_id in org_ids:
                 await asyncio.gather(*(read(feeds, org_id, feed, place_page(1, 20)) for feed in WARM_FEEDS))
