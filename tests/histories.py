@@ -1,4 +1,4 @@
-"""The posting histories that every implementation of the rules must reproduce."""
+"""The histories of events, with the movements that the rules must cause."""
 
 import json
 from datetime import datetime, timedelta
@@ -17,22 +17,24 @@ USAGE_NUMBERS = {"ai_usage": 0, "tm_usage": 1}
 
 
 def terms(now: datetime, grace_s: int = 0) -> Terms:
+    """Return the terms of a batch at a given time, with ids that count from 1."""
     ids = count(1)
     return Terms(now, timedelta(seconds=grace_s), USAGE_NUMBERS, lambda: UUID(int=next(ids)))
 
 
 def organisation(org_id: str = "org_a") -> Organisation:
+    """Return an organisation without movements."""
     return Organisation(org_id, [0] * count_feeds(list(USAGE_NUMBERS)))
 
 
-def show(movement: Movement, grant_refs: dict[int, str]) -> dict[str, Any]:
-    """Return a movement in the words of the histories."""
-    line: dict[str, Any] = {
+def describe(movement: Movement, grant_refs: dict[int, str]) -> dict[str, Any]:
+    """Return a movement as the histories write it, given the refs of grants by their numbers."""
+    described: dict[str, Any] = {
         "kind": movement.kind.value,
         "credits": movement.credits,
         "usage_kind": movement.usage_kind,
         "usage_ref": movement.usage_ref,
     }
     if movement.draws:
-        line["draws"] = [[grant_refs[grant_no], drawn] for grant_no, drawn in movement.draws]
-    return line
+        described["draws"] = [[grant_refs[grant_no], drawn] for grant_no, drawn in movement.draws]
+    return described

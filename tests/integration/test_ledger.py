@@ -1,4 +1,4 @@
-"""A batch, posted through the database."""
+"""A batch is posted through the database."""
 
 import json
 import time
@@ -10,7 +10,8 @@ import pytest
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
-from worker.ledger import write as ledger_module
+from worker.events import EVENT_BYTES
+from worker.ledger import write
 from worker.ledger.entries import Entry
 from worker.ledger.write import post_entries
 from worker.settings import WorkerSettings
@@ -26,7 +27,7 @@ def connection(database_url):
 
 @pytest.fixture
 def clock(connection):
-    """Put a clock of our own before Postgres's, for this connection."""
+    """Replace Postgres's clock for this connection; returns a function that sets the time."""
     connection.execute("CREATE SCHEMA clock")
     connection.execute(
         "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
@@ -47,11 +48,12 @@ def post_all(connection, *events, grace_s=0, again=False):
         return post_entries(connection, ledger, [entry(event) for event in events], again=again)
 
 
-def pairs(draws):
+def read_pairs(draws):
     return [tuple(map(int, draw.split(":"))) for draw in draws.split(",")]
 
 
-def lines(connection, org_id, after=0):
+def movements(connection, org_id, after=0):
+    """Return an organisation's movements above a position, as the histories write them."""
     refs = dict(
         connection.execute(
             "SELECT grant_no, grant_ref FROM grants JOIN organisations USING (org_no) WHERE org_id = %s", [org_id]
@@ -64,19 +66,19 @@ def lines(connection, org_id, after=0):
     )
     return [
         {"kind": KIND_OF_LETTER[kind].value, "credits": moved, "usage_kind": usage_kind, "usage_ref": ref}
-        | ({"draws": [[refs[number], drawn] for number, drawn in pairs(draws)]} if draws else {})
+        | ({"draws": [[refs[number], drawn] for number, drawn in read_pairs(draws)]} if draws else {})
         for kind, moved, usage_kind, ref, draws in rows
     ]
 
 
 @pytest.mark.parametrize("history", HISTORIES, ids=NAMES)
-def test_every_history_comes_out_of_the_database_line_by_line(connection, clock, history):
+def test_every_step_of_a_history_writes_its_movements(connection, clock, history):
     for step in history["steps"]:
         org_id = step["event"]["org_id"]
-        before = len(lines(connection, org_id))
+        before = len(movements(connection, org_id))
         clock(step["now"])
         posted = post_all(connection, step["event"], grace_s=history["expiry_grace_s"])
-        assert lines(connection, org_id, before) == step["writes"]
+        assert movements(connection, org_id, before) == step["writes"]
         assert [refusal.reason.code for refusal in posted.refusals] == [code for code in [step.get("dead")] if code]
     for org_id, remaining in history["remaining"].items():
         rows = connection.execute(
@@ -88,7 +90,7 @@ def test_every_history_comes_out_of_the_database_line_by_line(connection, clock,
 
 
 @pytest.mark.parametrize("name", ["NULL", "None", "null", "true", "..", "-"])
-def test_names_that_mean_something_elsewhere_are_names_here(connection, name):
+def test_ids_and_refs_that_are_words_of_sql_or_json_are_kept(connection, name):
     grant = {"type": "grant", "org_id": name, "grant_ref": name, "credits": 9, "source": "plan"}
     usage = {"type": "usage", "org_id": name, "usage_ref": name, "usage_kind": "ai_usage", "credits": 5}
     reason = "a \"reason\", \\ {NULL} 'and' more"
@@ -101,8 +103,8 @@ def test_names_that_mean_something_elsewhere_are_names_here(connection, name):
     assert connection.execute("SELECT grant_ref, revoke_reason FROM grants").fetchall() == [(name, reason)]
 
 
-def test_the_hour_that_comes_twice_when_summer_ends_is_two_hours_of_a_ledger(connection, clock):
-    """Whatever Postgres's time zone: Python takes two times of one zone for the same where its clock shows the same."""
+def test_the_two_equal_hours_at_the_end_of_summer_time_are_distinct(connection, clock):
+    """With any time zone of Postgres: in Python, two times of one zone are equal if its clock shows the same."""
     connection.execute("SET timezone = 'Europe/Berlin'")
     grant = {"type": "grant", "org_id": "o", "grant_ref": "g", "credits": 100, "source": "plan"}
     usage = {"type": "usage", "org_id": "o", "usage_kind": "ai_usage", "credits": 1}
@@ -121,22 +123,33 @@ def test_the_hour_that_comes_twice_when_summer_ends_is_two_hours_of_a_ledger(con
 
 
 @pytest.mark.parametrize("late", [1, 2])
-def test_a_process_that_hangs_while_it_posts_gives_up_its_locks(connection, monkeypatch, late):
-    monkeypatch.setattr(ledger_module, "WRITTEN_AT_ONCE", 1)
-    monkeypatch.setitem(ledger_module.SQL, "bound_work", ledger_module.SQL["bound_work"].replace(b"'60s'", b"'300ms'"))
-    calls, post = count(1), ledger_module.post
+def test_a_process_that_hangs_while_it_posts_loses_its_locks(connection, monkeypatch, late):
+    monkeypatch.setattr(write, "WRITTEN_AT_ONCE", 1)
+    monkeypatch.setitem(write.SQL, "bound_work", write.SQL["bound_work"].replace(b"'60s'", b"'300ms'"))
+    calls, post = count(1), write.post
 
     def post_late(*arguments):
         if next(calls) == late:
             time.sleep(1)
         post(*arguments)
 
-    monkeypatch.setattr(ledger_module, "post", post_late)
+    monkeypatch.setattr(write, "post", post_late)
     usages = [
         {"type": "usage", "org_id": "o", "usage_ref": ref, "usage_kind": "ai_usage", "credits": 1} for ref in "abc"
     ]
-    if late > 1 and connection.info.server_version < 170000:  # nothing there bounds a transaction that is not idle
+    if late > 1 and connection.info.server_version < 170000:  # such servers limit no transaction that is not idle
         assert len(post_all(connection, *usages).movements["o"]) == 3
     else:
         with pytest.raises(psycopg.OperationalError, match=r"terminat|closed the connection"):
             post_all(connection, *usages)
+
+
+def test_a_cut_event_is_buried_with_its_true_size(connection):
+    ledger = check_ledger(connection, WorkerSettings())
+    cut = Entry("events:{0}", "1-0", b" " * (EVENT_BYTES + 1), 300_000_000)
+
+    posted = write.post_entries(connection, ledger, [cut])
+
+    assert posted.refusals[0].reason.message.endswith("this one has 300000000")
+    rows = connection.execute("SELECT code, raw_bytes, length(raw) FROM dead_letters").fetchall()
+    assert rows == [("too_large", 300_000_000, EVENT_BYTES)]

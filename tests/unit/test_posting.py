@@ -1,17 +1,17 @@
-"""The rules of credits, on values alone."""
+"""The rules of credits reproduce every history, without a database."""
 
 import json
 from datetime import datetime
 
 import pytest
 
-from tests.histories import HISTORIES, NAMES, organisation, show, terms
+from tests.histories import HISTORIES, NAMES, describe, organisation, terms
 from worker.events import EventRefused, parse_event
 from worker.ledger.posting import post
 
 
 @pytest.mark.parametrize("history", HISTORIES, ids=NAMES)
-def test_every_history_comes_out_line_by_line(history):
+def test_every_step_of_a_history_causes_its_movements(history):
     organisations = {}
     for step in history["steps"]:
         event = parse_event(json.dumps(step["event"]).encode())
@@ -23,7 +23,7 @@ def test_every_history_comes_out_line_by_line(history):
         except EventRefused as refused:
             dead = refused.code
         refs = {grant.grant_no: grant.grant_ref for grant in state.grants.values()}
-        assert [show(movement, refs) for movement in state.movements[before:]] == step["writes"]
+        assert [describe(movement, refs) for movement in state.movements[before:]] == step["writes"]
         assert dead == step.get("dead")
     remaining = {
         org_id: {grant.grant_ref: grant.remaining for grant in state.grants.values() if grant.remaining}

@@ -1,4 +1,4 @@
-"""What holds whatever the history: the invariants of section 3, as properties."""
+"""The invariants of the ledger hold for every history of events."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from feeds.movement import Kind
 from tests.histories import organisation, terms
 from worker.events import EventRefused, GrantEvent, RevokeEvent, SettleEvent, UsageEvent
-from worker.ledger.posting import post
+from worker.ledger.posting import State, post
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 instants = st.integers(0, 100).map(lambda minutes: START + timedelta(minutes=minutes))
@@ -44,6 +44,7 @@ histories = st.lists(st.tuples(st.one_of(usages, usages, grants, revokes, settle
 
 
 def run(history, grace_s=0):
+    """Post a history; return the organisation, and the refused events with their codes."""
     state = organisation()
     refused = []
     for event, now in history:
@@ -67,24 +68,24 @@ def test_positions_and_ordinals_are_dense_and_times_never_go_back(history, grace
 
 
 @given(histories, st.sampled_from([0, 600]))
-def test_all_lines_but_overflow_add_up_to_what_remains(history, grace_s):
+def test_movements_without_overflow_add_up_to_what_remains(history, grace_s):
     state, _ = run(history, grace_s)
-    allotted = [grant for grant in state.grants.values() if grant.allot_position]
+    allotted = [grant for grant in state.grants.values() if grant.allot_position is not None]
     moved = sum(movement.credits for movement in state.movements if movement.kind is not Kind.OVERFLOW)
     assert moved == sum(grant.remaining for grant in allotted)
     for grant in allotted:
         assert grant.credits == grant.drawn + grant.expired + grant.revoked + grant.remaining
         assert grant.remaining >= 0
-        assert grant.open == (grant.remaining > 0)
+        assert grant.state is (State.ACTIVE if grant.remaining else State.CLOSED)
 
 
 @given(histories)
-def test_every_usage_that_was_not_refused_is_fully_drawn_or_overflowed_once(history):
+def test_every_usage_that_is_not_refused_is_consumed_or_overflows_exactly_once(history):
     state, refused = run(history)
-    turned_away = {id(event) for event, _ in refused}
+    refused_ids = {id(event) for event, _ in refused}
     wanted = {}
     for event, _ in history:
-        if isinstance(event, UsageEvent) and event.credits and id(event) not in turned_away:
+        if isinstance(event, UsageEvent) and event.credits and id(event) not in refused_ids:
             wanted.setdefault(event.usage_ref, event.credits)
     moved = {}
     for movement in state.movements:
@@ -96,7 +97,7 @@ def test_every_usage_that_was_not_refused_is_fully_drawn_or_overflowed_once(hist
 
 
 @given(histories, st.sampled_from([0, 600]))
-def test_every_event_twice_comes_to_the_same_as_once_and_a_settle(history, grace_s):
+def test_every_event_twice_has_the_same_result_as_once_and_a_settle(history, grace_s):
     settle = SettleEvent(org_id="org_a")
     once, _ = run([step for event, now in history for step in ((event, now), (settle, now))], grace_s)
     twice, _ = run([step for step in history for _ in range(2)], grace_s)
@@ -105,7 +106,7 @@ def test_every_event_twice_comes_to_the_same_as_once_and_a_settle(history, grace
 
 
 @given(histories)
-def test_a_closed_grant_is_never_drawn_again_and_no_draw_lies_outside_a_grants_time(history):
+def test_a_closed_grant_is_never_drawn(history):
     state, _ = run(history)
     by_number = {grant.grant_no: grant for grant in state.grants.values()}
     closed = set()
