@@ -11,7 +11,8 @@ from psycopg.rows import tuple_row
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger, SchemaAhead, UnusableSetup, read_ledger
-from worker.intake.streams import connect, stream_of
+from worker.intake.backlog import read_backlogs
+from worker.intake.streams import connect
 from worker.settings import WorkerSettings
 
 SQL = load_queries(__file__)
@@ -153,10 +154,7 @@ def require_empty_streams(redis_url: str, before: int, after: int) -> None:
     if not redis_url:
         raise ForbiddenChange(f"{change}: set REDIS_URL, so that this can be checked.")
     with connect(redis_url) as redis:
-        pipeline = redis.pipeline(transaction=False)
-        for shard in range(max(before, after)):
-            pipeline.xlen(stream_of(shard))
-        waiting = sum(pipeline.execute())
+        waiting = sum(backlog.length for backlog in read_backlogs(redis, range(max(before, after))))
     if waiting:
         raise ForbiddenChange(
             f"{change}, but {waiting} events wait: stop the producers, run `usage-feeds drain`, then migrate again."
