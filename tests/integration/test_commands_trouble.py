@@ -59,3 +59,12 @@ def test_serve_names_the_variable_that_its_address_comes_from(environment, monke
 
     assert [word for word in message.replace(".", " ").split() if word.endswith("DATABASE_URL")] == [variable]
     assert "geheim" not in message
+
+
+def test_a_command_without_its_libraries_says_what_to_install(monkeypatch):
+    def import_without_psycopg(name):
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr("worker.commands.import_module", import_without_psycopg)
+    result = run("health", code=2)
+    assert result.stderr == "usage-feeds: psycopg is not installed: pip install 'usage-feeds[server,local]'.\n"

@@ -54,7 +54,10 @@ class Commands(click.Group):
         """Return a command, with the options that all commands have."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        try:
+            command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        except ModuleNotFoundError as error:
+            raise CannotRun(f"{error.name} is not installed: pip install 'usage-feeds[server,local]'.") from error
         add_state_option(command)
         return command
 
