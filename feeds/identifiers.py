@@ -9,3 +9,5 @@ USER_ID_PATTERN = "[A-Za-z0-9_.:@+-]{1,128}"
 REF_PATTERN = "[A-Za-z0-9_.:-]{1,128}"
 USAGE_KIND_PATTERN = "[a-z][a-z0-9_]{0,63}"
 """None of the patterns is anchored: match the whole text."""
+USAGE_KINDS_DEFAULT = ("ai_usage", "tm_usage")
+"""The usage kinds of a ledger, unless USAGE_KINDS names others."""

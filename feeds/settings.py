@@ -12,7 +12,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from feeds.identifiers import USAGE_KIND_PATTERN
+from feeds.identifiers import USAGE_KIND_PATTERN, USAGE_KINDS_DEFAULT
 from feeds.state import addresses_file
 
 UsageKind = Annotated[str, StringConstraints(pattern=f"^{USAGE_KIND_PATTERN}$")]
@@ -42,7 +42,7 @@ class LedgerFacts(ProcessSettings):
     """Settings that are facts of the ledger. A process whose settings differ from the ledger refuses to start."""
 
     event_shards: int = Field(8, ge=1, le=1024)
-    usage_kinds: Annotated[tuple[UsageKind, ...], NoDecode, Field(min_length=1)] = ("ai_usage", "tm_usage")
+    usage_kinds: Annotated[tuple[UsageKind, ...], NoDecode, Field(min_length=1)] = USAGE_KINDS_DEFAULT
     expiry_grace_s: int = Field(0, ge=0, le=EXPIRY_GRACE_MAX_S)
 
     @field_validator("usage_kinds", mode="before")

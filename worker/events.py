@@ -17,10 +17,9 @@ from pydantic import (
     field_validator,
 )
 
-from feeds.identifiers import ORG_ID_PATTERN, REF_PATTERN
+from feeds.identifiers import ORG_ID_PATTERN, REF_PATTERN, USAGE_KINDS_DEFAULT
 
 EVENT_BYTES = 64 * 1024
-USAGE_KINDS = ("ai_usage", "tm_usage")
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 FIELDS_REPORTED_MAX = 20
 
@@ -133,7 +132,7 @@ Event = UsageEvent | GrantEvent | RevokeEvent | SettleEvent
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
-def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS) -> Event:
+def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT) -> Event:
     """Return the event in the JSON `raw`. Raises EventTooLarge, EventUndecodable or EventInvalid."""
     if len(raw) > EVENT_BYTES:
         raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {len(raw)}")
@@ -146,7 +145,7 @@ def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS) -> Event
     return require_known_kind(event, usage_kinds)
 
 
-def check_event(event: Event | dict[str, Any], usage_kinds: Collection[str] = USAGE_KINDS) -> Event:
+def check_event(event: Event | dict[str, Any], usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT) -> Event:
     """Return the event in a model or a dictionary, whose times may be datetimes. Raises EventInvalid."""
     try:
         return require_known_kind(EVENT.validate_python(event), usage_kinds)
@@ -155,7 +154,7 @@ def check_event(event: Event | dict[str, Any], usage_kinds: Collection[str] = US
 
 
 def require_known_kind(event: Event, usage_kinds: Collection[str]) -> Event:
-    """Return the event. Raises EventInvalid for a usage whose kind is not in the setting USAGE_KINDS."""
+    """Return the event. Raises EventInvalid for a usage whose kind is not in the setting USAGE_KINDS_DEFAULT."""
     if isinstance(event, UsageEvent) and event.usage_kind not in usage_kinds:
         raise EventInvalid(
             "the event is not valid: usage_kind", {"usage_kind": f"must be one of {', '.join(usage_kinds)}"}

@@ -35,7 +35,7 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
-        """Lend the connection. It is closed if the work fails. Raises psycopg.OperationalError if it cannot be opened."""
+        """Lend the connection; it is closed if the work fails. Raises psycopg.OperationalError if it cannot open."""
         connection, self.idle = self.idle, None
         if connection is None or connection.closed:
             connection = psycopg.connect(self.url, **connect_options())
@@ -79,7 +79,7 @@ def feeds_redis() -> WorkerConnection:
 
 
 def publish(connection: Connection[Any], posted: Posted, is_repeat: bool) -> None:  # noqa: FBT001
-    """Put committed movements into the cached feeds. If the batch is a repeat, drop its organisations' feeds instead."""
+    """Put committed movements into the cached feeds; for a repeat, drop the feeds of its organisations instead."""
     repeated = posted.org_ids if is_repeat else ()
     counters.note_published(writer.publish(feeds_redis(), connection, posted.movements, repeated))
 

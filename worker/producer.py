@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from feeds.identifiers import USAGE_KINDS_DEFAULT
 from feeds.state import read_addresses
 from worker.broker.app import make_app, wake
-from worker.events import USAGE_KINDS, Event, check_event
+from worker.events import Event, check_event
 from worker.intake import streams
 
 log = logging.getLogger(__name__)
@@ -23,15 +24,15 @@ EVENTS_AT_ONCE = 1000
 class Producer:
     """Adds events to the streams, after it has checked them. Thread-safe; close it, or use `with`.
 
-    An event is accepted when the method has returned. Each method raises EventInvalid for a bad event, before anything is
-    sent, and redis.RedisError if the streams refuse the events or cannot be reached. Then send the same events again:
-    that is harmless, because every usage and grant has its ref.
+    An event is accepted when the method has returned. Each method raises EventInvalid for a bad event, before
+    anything is sent, and redis.RedisError if the streams refuse the events or cannot be reached. Then send the same
+    events again: that is harmless, because every usage and grant has its ref.
 
     Args:
-        redis_url: The streams' Redis. Default: REDIS_URL, else that of a running `up`.
-        broker_url: Celery's broker. Default: CELERY_BROKER_URL, else that of a running `up`, else `redis_url`.
-        event_shards: The ledger's number of shards. Default: EVENT_SHARDS, else that of a running `up`, else 8.
-        usage_kinds: The ledger's usage kinds. Default: USAGE_KINDS, else those of a running `up`, else the two built in.
+        redis_url: The streams' Redis. Default: REDIS_URL, else that of a running `up`. broker_url: Celery's broker.
+        Default: CELERY_BROKER_URL, else that of a running `up`, else `redis_url`. event_shards: The ledger's number
+        of shards. Default: EVENT_SHARDS, else that of a running `up`, else 8. usage_kinds: The ledger's usage kinds.
+        Default: USAGE_KINDS, else those of a running `up`, else the two built in.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Producer:
         found = {**read_addresses(), **{name.lower(): value for name, value in os.environ.items() if value}}
         redis_url = redis_url or found.get("redis_url")
         if not redis_url:
-            raise ValueError("REDIS_URL is not set and no `usage-feeds up` is running: pass redis_url, or set REDIS_URL")
+            raise ValueError(
+                "REDIS_URL is not set and no `usage-feeds up` is running: pass redis_url, or set REDIS_URL"
+            )
         self.event_shards = event_shards or int(found.get("event_shards", 8))
-        self.usage_kinds = tuple(usage_kinds or found.get("usage_kinds", ",".join(USAGE_KINDS)).split(","))
+        self.usage_kinds = tuple(usage_kinds or found.get("usage_kinds", ",".join(USAGE_KINDS_DEFAULT)).split(","))
         self._streams = streams.connect(redis_url)
         self._app = make_app(broker_url or found.get("celery_broker_url") or redis_url)
 
@@ -74,8 +77,8 @@ class Producer:
     ) -> None:
         """Add a grant. A lower `priority` (0 to 100) is drawn first.
 
-        Without `effective_at` the grant has no lower bound: it also pays for usage from before it existed, if it is posted
-        before that usage. Give `effective_at`, and the bill does not depend on the order of arrival.
+        Without `effective_at` the grant has no lower bound: it also pays for usage from before it existed, if it is
+        posted before that usage. A grant with `effective_at` never pays for usage from before that moment.
         """
         fields = {"credits": credits, "source": source, "priority": priority}
         times = {"effective_at": effective_at, "expires_at": expires_at}
@@ -103,7 +106,9 @@ class Producer:
             try:
                 wake(self._app)
             except (OperationalError, RedisError):
-                log.warning("The events are added. No worker could be woken because the broker is away; the next sweep wakes one.")
+                log.warning(
+                    "The events are added, but no worker could be woken: the broker is away. The next sweep wakes one."
+                )
 
     def close(self) -> None:
         """Close the connections."""

@@ -28,7 +28,8 @@ LEARN_WITHIN_S = 0.3
 """How long one such read may take."""
 KNOWN_WITHIN_S = LEARN_WITHIN_S + LEARN_EVERY_S + LEARN_WITHIN_S + 0.1
 """How long a new epoch may be unknown to an endpoint, if Postgres answers in time: the endpoint may have just read the
-old epoch, then pauses, then reads again. It is less than the second after which another drain takes over a batch that is
+old epoch, then pauses, then reads again. It is less than the second after which another drain takes over a batch that
+is
 posted but not yet deleted."""
 
 

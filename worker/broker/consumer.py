@@ -35,7 +35,9 @@ def save(message: Any) -> bool:
     try:
         add_once(streams(), [(0, raw[: EVENT_BYTES + 1])], f"poison:{hashlib.sha256(raw).hexdigest()}")
     except RedisError as error:
-        log.warning("A message that no task can take could not be saved yet; it will be redelivered: %s", type(error).__name__)
+        log.warning(
+            "A message that no task can take could not be saved yet; it will be redelivered: %s", type(error).__name__
+        )
         sleep(RETRY_PAUSE_S)
         return False
     log.warning("A message that no task can take becomes a dead letter.")
@@ -54,8 +56,8 @@ class DurableConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Close a broken connection; the next one is opened afterwards.
 
-        kombu 5.7 restores unacknowledged messages twice. The second time the transport is gone, and an AttributeError ends
-        the worker. By then the connection is closed: a second call only cancels the tasks that still run.
+        kombu 5.7 restores unacknowledged messages twice. The second time the transport is gone, and an AttributeError
+        ends the worker. By then the connection is closed: a second call only cancels the tasks that still run.
         """
         try:
             super().on_connection_error_after_connected(exc)
@@ -67,7 +69,8 @@ class DurableConsumer(Consumer):
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject a message in the loop's next turn.
 
-        If its connection was lost meanwhile, kombu 5.7 ends the worker with an AttributeError. The message is redelivered.
+        If its connection was lost meanwhile, kombu 5.7 ends the worker with an AttributeError. The message is
+        redelivered.
         """
 
         def settle(*args: Any, **kwargs: Any) -> Any:

@@ -84,8 +84,8 @@ async def run(app: App, address: str, port: int) -> None:
 def schedule_as_batch() -> None:
     """Keep the threads of this process from preempting each other whenever one of them wakes up.
 
-    Otherwise granian's thread preempts Python's for every request that arrives: on one core that cost a fifth to a third
-    of all requests a second. Only Linux has this scheduling policy, and a container may forbid it.
+    Otherwise granian's thread preempts Python's for every request that arrives: on one core that cost a fifth to
+    a third of all requests a second. Only Linux has this scheduling policy, and a container may forbid it.
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -99,7 +99,7 @@ def stop(server: Server, serving: asyncio.Task[None]) -> None:
 
 
 def require_free(host: str, port: int) -> str:
-    """Return the host's address. Raises `CannotRun` unless the port is free: granian would share it with another granian."""
+    """Return the host's address. Raises `CannotRun` unless the port is free: granian shares its port with others."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

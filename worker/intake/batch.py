@@ -137,7 +137,7 @@ def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
 
 
 def find_waiting(intake: Intake, shards: Sequence[int]) -> list[WaitingShard]:
-    """Return those of these shards in which entries wait, in random order, so that a busy shard does not starve others."""
+    """Return the shards in which entries wait, in random order, so that a busy shard does not starve the others."""
     order = random.sample(shards, len(shards))
     with intake.streams.pipeline(transaction=False) as pipeline:
         for shard in order:
@@ -164,8 +164,8 @@ def lease(intake: Intake, waiting: Sequence[WaitingShard]) -> list[Lease]:
 def group_shards(waiting: Sequence[WaitingShard]) -> list[list[int]]:
     """Return groups of shards that are each worth a batch: one group of all when it is quiet, several in a backlog.
 
-    A shard with a death is a group of its own: the death of a batch is charged to all of its shards, and only the entry at
-    fault may be buried.
+    A shard with a death is a group of its own: the death of a batch is charged to all of its shards, and only the
+    entry at fault may be buried.
     """
     groups = [[shard.shard] for shard in waiting if shard.suspicion.state is not State.CALM]
     group: list[int] = []

@@ -1,7 +1,8 @@
 """What have the processes of the write side counted since the streams' Redis was started?
 
-Each process counts, and adds its counts to one hash in Redis when a drain ends: Celery's pool processes have no port for
-Prometheus, and come and go. A killed process loses the counts of a second: they are for graphs, not for accounting.
+Each process counts, and adds its counts to one hash in Redis when a drain ends: Celery's pool processes have no port
+for Prometheus, and come and go. A killed process loses the counts of a second: they are for graphs, not for
+accounting.
 """
 
 import re
@@ -32,7 +33,9 @@ def note_batch(posted: Posted) -> None:
         pending[f"events {type_} posted"] += number
     for refusal in posted.refusals:
         pending[f"events {type_of(refusal.entry.raw)} {refusal.reason.code}"] += 1
-    for kind, number in Counter(movement.kind for movements in posted.movements.values() for movement in movements).items():
+    for kind, number in Counter(
+        movement.kind for movements in posted.movements.values() for movement in movements
+    ).items():
         pending[f"movements {kind}"] += number
     pending["batches"] += 1
     pending["batch_splits"] += posted.splits

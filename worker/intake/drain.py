@@ -34,7 +34,7 @@ def drain(intake: Intake, until: float) -> None:
 
 
 def drain_all(intake: Intake) -> None:
-    """Post what waits in the streams until nothing waits. Entries that other drains have just posted are left to them."""
+    """Post what waits in the streams until nothing waits. Entries that another drain has just posted are left to it."""
     shards = usable_shards(intake)
     while waiting := [backlog.shard for backlog in read_backlogs(intake.streams, shards) if backlog.length]:
         if take_batch(intake, waiting) is not Outcome.POSTED:

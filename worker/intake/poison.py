@@ -1,8 +1,8 @@
 """Which entry kills the process that posts it?
 
-A hash in Redis counts, for each shard, the batches in a row that began and never ended. A death is charged to every shard
-of the batch, so a shard with a death is posted in batches of its own until one of them ends. After three deaths the batch
-is halved until one entry is left. An entry that is left and has killed three more times is buried unposted.
+A hash in Redis counts, for each shard, the batches in a row that began and never ended. A death is charged to every
+shard of the batch, so a shard with a death is posted in batches of its own until one of them ends. After three deaths
+the batch is halved until one entry is left. An entry that is left and has killed three more times is buried unposted.
 """
 
 from collections.abc import Mapping

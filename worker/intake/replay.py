@@ -33,7 +33,8 @@ def replay(
 ) -> Replayed:
     """Post dead letters again as the entries that they were, oldest first; discard those that are posted.
 
-    A dead letter is discarded last: if the process dies before, the replay can be repeated, and every ref is posted once.
+    A dead letter is discarded last: if the process dies before, the replay can be repeated, and every ref is posted
+    once.
 
     Args:
         connection: To Postgres, in no transaction.
@@ -67,6 +68,6 @@ def entry_of(letter: DeadLetter) -> Entry:
 
 
 def refuse_cut(letters: Sequence[DeadLetter]) -> dict[int, EventRefused]:
-    """Return the ids of the dead letters that cannot be posted because only their beginning was kept, with the reason."""
+    """Return the ids of the dead letters that cannot be posted, because only their beginning was kept, and the reason."""
     reason = EventTooLarge("only its first 64 KiB were kept")
     return {letter.dead_letter_id: reason for letter in letters if letter.raw_bytes > len(letter.raw)}

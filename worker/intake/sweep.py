@@ -1,7 +1,8 @@
 """What becomes due as time passes?
 
-Once a second a sweep wakes drains if entries wait, and adds `settle` events for grants whose start or end has come. Time
-is another producer: what it adds takes the same path. Two sweeps at once, or one that is an hour late, are harmless.
+Once a second a sweep wakes drains if entries wait, and adds `settle` events for grants whose start or end has come.
+Time is another producer: what it adds takes the same path. Two sweeps at once, or one that is an hour late, are
+harmless.
 """
 
 import json
