@@ -42,7 +42,7 @@ def note_batch(posted: Posted) -> None:
 
 
 def note_published(published: Published) -> None:
-    """Count the organisations whose feeds a batch changed; `given_up` counts batches. (`shown` is the metric's name.)"""
+    """Count the organisations whose feeds a batch changed; `given_up` counts batches. The metric is named `shown`."""
     pending["shown appended"] += published.appended
     pending["shown dropped"] += published.dropped
     pending["shown refused"] += published.refused

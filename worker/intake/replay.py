@@ -68,6 +68,6 @@ def entry_of(letter: DeadLetter) -> Entry:
 
 
 def refuse_cut(letters: Sequence[DeadLetter]) -> dict[int, EventRefused]:
-    """Return the ids of the dead letters that cannot be posted, because only their beginning was kept, and the reason."""
+    """Return the dead letters that cannot be posted because only their beginning was kept, by id, and the reason."""
     reason = EventTooLarge("only its first 64 KiB were kept")
     return {letter.dead_letter_id: reason for letter in letters if letter.raw_bytes > len(letter.raw)}
