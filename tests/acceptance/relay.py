@@ -1,4 +1,4 @@
-"""A way to a server that can be hung, cut and shut, whatever the server speaks."""
+"""A TCP proxy in front of any server, which can hang, cut connections or refuse them."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Relay:
-    """Passes bytes between clients, at a port of loopback, and a server. A context manager."""
+    """Passes bytes between clients, on a port of loopback, and a server. A context manager."""
 
     def __init__(self, url):
         self.url = urlsplit(url)
@@ -38,24 +38,24 @@ class Relay:
         user = parse_qs(self.url.query).get("user", [self.url.username])[0]
         return f"postgresql://{user}@127.0.0.1:{self.port}{self.url.path}"
 
-    def reach(self):
-        """Connect to the server itself."""
+    def connect(self):
+        """Connect to the server."""
         query = parse_qs(self.url.query)
         host = unquote(query.get("host", [self.url.hostname])[0])
         if not host.startswith("/"):
             return socket.create_connection((host, self.url.port))
-        far = socket.socket(socket.AF_UNIX)
-        far.connect(f"{host}/.s.PGSQL.{query.get('port', [self.url.port or 5432])[0]}")
-        return far
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(f"{host}/.s.PGSQL.{query.get('port', [self.url.port or 5432])[0]}")
+        return server
 
     def open(self):
-        """Listen, at the same port as before."""
+        """Listen on the same port as before."""
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listener.getsockname()[1]
         self.start(self.accept, self.listener)
 
     def shut(self):
-        """Refuse new connections, and cut those there are."""
+        """Refuse new connections and cut the open ones."""
         with suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
@@ -69,7 +69,7 @@ class Relay:
                 one.shutdown(socket.SHUT_RDWR)
 
     def hang(self):
-        """Pass nothing on, nor say so."""
+        """Pass nothing on, but keep all connections open."""
         self.flows.clear()
 
     def flow(self):
@@ -83,11 +83,11 @@ class Relay:
     def accept(self, listener):
         with suppress(OSError):
             while True:
-                near, _ = listener.accept()
-                far = self.reach()
-                self.sockets += [near, far]
-                self.start(self.pass_on, near, far, True)
-                self.start(self.pass_on, far, near, False)
+                client, _ = listener.accept()
+                server = self.connect()
+                self.sockets += [client, server]
+                self.start(self.pass_on, client, server, True)
+                self.start(self.pass_on, server, client, False)
 
     def pass_on(self, source, target, counted):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The endpoint in bad company: nothing is a 500, nothing is another organisation's, nothing is said aloud."""
+"""The endpoint under attack: no answer is a 500 or holds data of another organisation, and no log holds a secret."""
 
 import socket
 import time
@@ -30,28 +30,28 @@ NAMES = [b"kind", b"usage_kind", b"page", b"limit", b"cursor", b"org_id", b"X-Or
 
 @pytest.fixture
 def connection(environment):
-    """Give a connection to a ledger with lines of `org_a` and, by the real path, of a neighbour."""
+    """Give a connection to a ledger with movements of `org_a` and of another organisation."""
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
         seed(connection, "org_a", MIXED * 9)
         seed(connection, FOREIGN, MIXED * 20)
         yield connection
 
 
-def exchange(base, request, within_s=10.0):
-    """Send these very bytes, and return what comes back until the connection ends."""
+def exchange(base, raw_request, within_s=10.0):
+    """Send these bytes, and return what comes back until the connection ends."""
     address = urlsplit(base)
     received = b""
     with socket.create_connection((address.hostname, address.port), timeout=within_s) as connection:
         try:
-            connection.sendall(request)
+            connection.sendall(raw_request)
             while part := connection.recv(65536):
                 received += part
-        except ConnectionError:  # it was refused before all was sent
+        except ConnectionError:  # the request was refused before all of it was sent
             pass
     return received
 
 
-def ask(base, target, *headers, method=b"GET"):
+def request(base, target, *headers, method=b"GET"):
     lines = [b"%b %b HTTP/1.1" % (method, target), b"Host: here", b"Connection: close", *headers]
     return exchange(base, b"\r\n".join(lines) + b"\r\n\r\n")
 
@@ -66,42 +66,44 @@ def status_of(answer):
 
 
 def cursor_of(base, secret):
-    """Return the cursor of the next page, as a reader gets it."""
-    answer = ask(base, PATH + b"?limit=3", bearer(secret))
+    """Return the cursor of the next page."""
+    answer = request(base, PATH + b"?limit=3", bearer(secret))
     return answer.partition(b'"next_cursor":"')[2].partition(b'"')[0]
 
 
-def bend(cursor, place, byte):
+def forge(cursor, index, byte):
     """Return a cursor with one character changed."""
-    place %= len(cursor)
-    return cursor[:place] + bytes([byte]) + cursor[place + 1 :]
+    index %= len(cursor)
+    return cursor[:index] + bytes([byte]) + cursor[index + 1 :]
 
 
-def test_whatever_is_asked_nothing_is_a_500_and_no_byte_is_a_neighbours(processes, connection):
+def test_no_request_gets_a_500_or_a_byte_of_another_organisation(processes, connection):
     base = processes.endpoint()
     own, foreign = create_key(connection, org_id="org_a")[1], create_key(connection, org_id=FOREIGN)[1]
     person = create_key(connection, user_id="ann")[1]
     set_member(connection, "org_a", "ann", "owner")
     set_member(connection, FOREIGN, "ann", "member")
     ids = [row[0].hex for row in connection.execute("SELECT movement_id FROM movements JOIN organisations USING (org_no) WHERE org_id = %s", [FOREIGN])]  # fmt: skip
-    foreign_page = ask(base, PATH + b"?limit=100", bearer(foreign))
-    foreign_lines = {part.partition(b'"')[0] for part in foreign_page.split(b'"id":"')[1:]}
+    foreign_page = request(base, PATH + b"?limit=100", bearer(foreign))
+    foreign_ids = {part.partition(b'"')[0] for part in foreign_page.split(b'"id":"')[1:]}
     assert len(ids) == 140
-    assert len(foreign_lines) == 100
+    assert len(foreign_ids) == 100
     cursors = [cursor_of(base, own), cursor_of(base, foreign)]
     assert all(cursors)
     values = st.one_of(
         st.sampled_from([*HOSTILE, *cursors]),
-        st.builds(bend, st.sampled_from(cursors), st.integers(0, 200), st.integers(33, 126)),
+        st.builds(forge, st.sampled_from(cursors), st.integers(0, 200), st.integers(33, 126)),
         st.binary(max_size=40),
     )
     queries = st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=4)
     text = st.binary(max_size=60).map(lambda raw: bytes(byte for byte in raw if byte not in b"\r\n\0"))
-    named = st.sampled_from([b"X-Org-ID", b"If-None-Match", b"Authorization", b"Cookie", b"X-Forwarded-For", b"Range"])
-    headers = st.lists(st.builds(lambda name, value: name + b": " + value, named, st.one_of(text, values.map(quote_from_bytes).map(str.encode))), max_size=4)  # fmt: skip
-    neighbours = b"X-Org-ID: " + FOREIGN.encode()
+    header_names = st.sampled_from(
+        [b"X-Org-ID", b"If-None-Match", b"Authorization", b"Cookie", b"X-Forwarded-For", b"Range"]
+    )
+    headers = st.lists(st.builds(lambda name, value: name + b": " + value, header_names, st.one_of(text, values.map(quote_from_bytes).map(str.encode))), max_size=4)  # fmt: skip
+    of_foreign = b"X-Org-ID: " + FOREIGN.encode()
     keys = st.sampled_from(
-        [[bearer(own)], [bearer(person)], [bearer(own), neighbours], [bearer(person), neighbours], []]
+        [[bearer(own)], [bearer(person)], [bearer(own), of_foreign], [bearer(person), of_foreign], []]
     )
     methods = st.sampled_from([b"GET"] * 8 + [b"HEAD", b"POST", b"OPTIONS", b"TRACE", b"BREW"])
 
@@ -109,33 +111,33 @@ def test_whatever_is_asked_nothing_is_a_500_and_no_byte_is_a_neighbours(processe
     @given(queries, headers, keys, methods)
     def attack(query, more, key, method):
         target = PATH + b"?" + b"&".join(quote_from_bytes(name).encode() + b"=" + quote_from_bytes(value).encode() for name, value in query)  # fmt: skip
-        answer = ask(base, target, *key, *more, method=method)
+        answer = request(base, target, *key, *more, method=method)
         assert 200 <= status_of(answer) < 500, answer
-        assert not [line for line in foreign_lines if line in answer]
+        assert not [one for one in foreign_ids if one in answer]
         assert FOREIGN.encode() not in answer
 
     attack()
-    assert status_of(ask(base, PATH, bearer(own))) == 200
+    assert status_of(request(base, PATH, bearer(own))) == 200
     assert "Traceback" not in processes.output(processes.started[0][1])
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(processes, connection):
+def test_a_request_that_is_too_large_is_refused_before_it_is_read(processes, connection):
     base = processes.endpoint()
     own = bearer(create_key(connection, org_id="org_a")[1])
     large = {
-        "address": ask(base, PATH + b"?cursor=" + b"A" * 70_000, own),
-        "header": ask(base, PATH, own, b"X-Large: " + b"x" * 70_000),
-        "headers": ask(base, PATH, own, *[b"X-%d: 1" % number for number in range(500)]),
+        "address": request(base, PATH + b"?cursor=" + b"A" * 70_000, own),
+        "header": request(base, PATH, own, b"X-Large: " + b"x" * 70_000),
+        "headers": request(base, PATH, own, *[b"X-%d: 1" % number for number in range(500)]),
     }
     for name, answer in large.items():
         assert answer == b"" or 400 <= status_of(answer) < 500, name
     announced = exchange(base, b"POST %b HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: 10000000000\r\n\r\n" % PATH)  # fmt: skip
     assert status_of(announced) == 405
-    assert status_of(ask(base, PATH + b"?kind=" + b"x" * 20_000, own)) == 400
-    assert status_of(ask(base, PATH, own)) == 200
+    assert status_of(request(base, PATH + b"?kind=" + b"x" * 20_000, own)) == 400
+    assert status_of(request(base, PATH, own)) == 200
 
 
-def test_connections_that_say_nothing_half_a_word_or_one_byte_a_second_do_not_keep_others_out(processes, connection):
+def test_idle_incomplete_and_slow_connections_do_not_keep_others_out(processes, connection):
     base = processes.endpoint()
     own = bearer(create_key(connection, org_id="org_a")[1])
     address = (urlsplit(base).hostname, urlsplit(base).port)
@@ -159,17 +161,17 @@ def test_connections_that_say_nothing_half_a_word_or_one_byte_a_second_do_not_ke
 
 
 def grep(processes, words):
-    """Return which words stand in the log of which process, or in its arguments."""
+    """Return which of the words are in the log or in the arguments of which process."""
     found = []
     for name, process, log in processes.started:
-        said = log.read_bytes()
+        text = log.read_bytes()
         arguments = Path(f"/proc/{process.pid}/cmdline")
-        said += arguments.read_bytes() if arguments.exists() else b""
-        found += [(name, word) for word in words if word.encode() in said]
+        text += arguments.read_bytes() if arguments.exists() else b""
+        found += [(name, word) for word in words if word.encode() in text]
     return found
 
 
-def test_after_a_noisy_run_no_log_holds_a_key_a_secret_or_anything_of_an_organisation(
+def test_no_log_holds_a_key_a_secret_or_data_of_an_organisation(
     processes, connection, environment, redis_url, wait_until
 ):
     worker, base = processes.worker(), processes.endpoint()
@@ -199,12 +201,12 @@ def test_after_a_noisy_run_no_log_holds_a_key_a_secret_or_anything_of_an_organis
                 PATH + b"?cursor=" + cursor.encode(),
                 PATH + b"?page=secret_page&x=" + FOREIGN.encode(),
             ):
-                ask(base, target, bearer(secret), b"X-Org-ID: " + FOREIGN.encode())
-                ask(base, target, bearer(secret))
+                request(base, target, bearer(secret), b"X-Org-ID: " + FOREIGN.encode())
+                request(base, target, bearer(secret))
         with connection.transaction():
             connection.execute("ALTER TABLE movements RENAME TO gone")
         producer.usage(FOREIGN, "secret_later", "ai_usage", 1)
-        assert status_of(ask(base, PATH + b"?kind=revoke", bearer(own))) == 500
+        assert status_of(request(base, PATH + b"?kind=revoke", bearer(own))) == 500
         processes.wait_for_line(worker, "ended early", within_s=15)
         connection.execute("ALTER TABLE gone RENAME TO movements")
         connection.execute(
@@ -213,7 +215,8 @@ def test_after_a_noisy_run_no_log_holds_a_key_a_secret_or_anything_of_an_organis
         streams.flushall()
         producer.usage(FOREIGN, "secret_last", "ai_usage", 1)
         wait_until(
-            lambda: b"secret_last" in ask(base, PATH, bearer(create_key(connection, org_id=FOREIGN)[1])), within_s=15
+            lambda: b"secret_last" in request(base, PATH, bearer(create_key(connection, org_id=FOREIGN)[1])),
+            within_s=15,
         )
 
     password = urlsplit(redis_url).password

@@ -1,4 +1,4 @@
-"""An endpoint whose Redis or Postgres hangs, is cut off or refuses: what it answers, how fast, and when it recovers."""
+"""An endpoint whose Redis or Postgres hangs, is cut off or refuses connections: its answers, and how fast it recovers."""
 
 import json
 import time
@@ -10,7 +10,7 @@ import redis
 from feeds.keys import create_key
 from tests.acceptance.relay import Relay
 from tests.acceptance.test_serve import request
-from tests.integration.endpoint_asks import LINES
+from tests.integration.endpoint_requests import MOVEMENTS
 from tests.seed import MIXED, seed, seed_published
 
 WITHIN_S = 2.0
@@ -23,7 +23,7 @@ UNCACHED = b"/credits/usage?kind=expire&limit=%d"
 @pytest.fixture
 def connection(environment):
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
-        seed(connection, "org_a", LINES)
+        seed(connection, "org_a", MOVEMENTS)
         yield connection
 
 
@@ -46,12 +46,12 @@ def postgres_relay(database_url):
 
 @pytest.fixture
 def base(processes, redis_relay, postgres_relay):
-    """Give the URL of an endpoint that reaches both servers by their relays alone."""
+    """Give the URL of an endpoint that reaches both servers only through their relays."""
     return processes.endpoint({"DATABASE_URL": postgres_relay.database_url, "REDIS_URL": redis_relay.redis_url})
 
 
 def answer(base, secret, target=PAGE):
-    """Return status and document of an answer, which came in time."""
+    """Return the status and document of an answer, and assert that it came in time."""
     started = time.monotonic()
     status, _, body = request(base, secret, target)
     assert time.monotonic() - started < WITHIN_S
@@ -59,13 +59,13 @@ def answer(base, secret, target=PAGE):
 
 
 def total(base, secret, target=PAGE):
-    status, listing = answer(base, secret, target)
-    assert status == 200, listing
-    return listing["pages"]["total_items"]
+    status, page = answer(base, secret, target)
+    assert status == 200, page
+    return page["pages"]["total_items"]
 
 
 def is_cached(relay, base, secret):
-    """Tell whether a page came by way of this relay to Redis."""
+    """Tell whether a page was read through this relay to Redis."""
     before = relay.passed
     return answer(base, secret)[0] == 200 and relay.passed > before
 
@@ -74,20 +74,20 @@ def is_cached(relay, base, secret):
 def test_while_redis_is_away_pages_come_from_postgres_and_when_it_is_back_from_redis(
     base, secret, connection, redis_url, redis_relay, postgres_relay, wait_until, fail, mend
 ):
-    assert total(base, secret) == len(LINES)
+    assert total(base, secret) == len(MOVEMENTS)
     getattr(redis_relay, fail)()
     for number in range(1, 6):
-        # The worker reaches Redis, and readers do not: what it holds then must not be served before it is looked at.
+        # Only the worker reaches Redis now. The endpoint must not serve what Redis holds before it has connected again.
         seed_published(connection, redis_url, "org_a", MIXED[:2])
-        assert total(base, secret) == len(LINES) + 2 * number
-        assert total(base, secret, PAGE + b"?page=3&limit=7") == len(LINES) + 2 * number
+        assert total(base, secret) == len(MOVEMENTS) + 2 * number
+        assert total(base, secret, PAGE + b"?page=3&limit=7") == len(MOVEMENTS) + 2 * number
     getattr(redis_relay, mend)()
 
     wait_until(lambda: is_cached(redis_relay, base, secret), within_s=RECOVERED_WITHIN_S)
     seed_published(connection, redis_url, "org_a", MIXED[:2])
-    assert total(base, secret) == len(LINES) + 12
+    assert total(base, secret) == len(MOVEMENTS) + 12
     postgres_relay.shut()
-    assert total(base, secret) == len(LINES) + 12
+    assert total(base, secret) == len(MOVEMENTS) + 12
 
 
 def test_connections_to_redis_that_are_cut_again_and_again_cost_no_wrong_page(
@@ -96,37 +96,37 @@ def test_connections_to_redis_that_are_cut_again_and_again_cost_no_wrong_page(
     for number in range(1, 20):
         seed_published(connection, redis_url, "org_a", MIXED[:1])
         redis_relay.cut()
-        assert total(base, secret) == len(LINES) + number
+        assert total(base, secret) == len(MOVEMENTS) + number
 
 
 @pytest.mark.parametrize(("fail", "mend"), TROUBLES)
-def test_while_postgres_is_away_cached_pages_are_served_and_the_rest_fails_in_time(
+def test_while_postgres_is_away_cached_pages_are_served_and_other_requests_fail_in_time(
     base, secret, connection, redis_url, postgres_relay, wait_until, fail, mend
 ):
     _, page = answer(base, secret)
     _, other = answer(base, secret, PAGE + b"?page=2")
-    _, unread = create_key(connection, org_id="org_a")
+    _, unused = create_key(connection, org_id="org_a")
     getattr(postgres_relay, fail)()
     for number in range(1, 4):
         assert answer(base, secret) == (200, page)
         assert answer(base, secret, PAGE + b"?page=2") == (200, other)
         assert answer(base, secret, PAGE + b"?limit=%d&page=3" % number)[0] == 200
-        for key, target in ((secret, UNCACHED % number), (unread, PAGE)):
+        for key, target in ((secret, UNCACHED % number), (unused, PAGE)):
             status, error = answer(base, key, target)
             assert (status, error["code"]) == (500, "credit.usage.failed")
     assert answer(base, None)[0] == 401
     getattr(postgres_relay, mend)()
 
     wait_until(lambda: answer(base, secret, UNCACHED % 9)[0] == 200, within_s=RECOVERED_WITHIN_S)
-    wait_until(lambda: answer(base, unread)[0] == 200, within_s=RECOVERED_WITHIN_S)
+    wait_until(lambda: answer(base, unused)[0] == 200, within_s=RECOVERED_WITHIN_S)
     seed_published(connection, redis_url, "org_a", MIXED[:1])
-    assert total(base, secret) == len(LINES) + 1
+    assert total(base, secret) == len(MOVEMENTS) + 1
 
 
-def test_while_both_are_away_everything_fails_in_time_and_when_both_are_back_all_is_well(
+def test_while_both_are_away_requests_fail_in_time_and_when_both_are_back_pages_are_cached_again(
     base, secret, connection, redis_url, redis_relay, postgres_relay, wait_until
 ):
-    assert total(base, secret) == len(LINES)
+    assert total(base, secret) == len(MOVEMENTS)
     redis_relay.hang()
     postgres_relay.shut()
     for _ in range(4):
@@ -139,20 +139,20 @@ def test_while_both_are_away_everything_fails_in_time_and_when_both_are_back_all
 
     began = time.monotonic()
     wait_until(lambda: answer(base, secret)[0] == 200, within_s=RECOVERED_WITHIN_S)
-    assert total(base, secret) == len(LINES) + 1
+    assert total(base, secret) == len(MOVEMENTS) + 1
     left_s = RECOVERED_WITHIN_S - (time.monotonic() - began)
     wait_until(lambda: is_cached(redis_relay, base, secret), within_s=left_s)
 
 
-def test_a_redis_that_is_wiped_is_filled_again_by_those_who_read(
+def test_a_redis_that_was_flushed_is_refilled_by_reads(
     base, secret, connection, redis_url, redis_relay, postgres_relay, wait_until
 ):
-    assert total(base, secret) == len(LINES)
+    assert total(base, secret) == len(MOVEMENTS)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
         seed_published(connection, redis_url, "org_a", MIXED[:3])
-        assert total(base, secret) == len(LINES) + 3
+        assert total(base, secret) == len(MOVEMENTS) + 3
         assert client.keys("feeds:*")
     seed_published(connection, redis_url, "org_a", MIXED[:3])
     postgres_relay.shut()
-    assert total(base, secret) == len(LINES) + 6
+    assert total(base, secret) == len(MOVEMENTS) + 6

@@ -7,14 +7,14 @@ from feeds.keys import create_key
 from tests.seed import MIXED, seed
 
 
-def test_the_endpoint_does_what_its_description_says_whatever_is_asked(processes, environment, tmp_path):
+def test_the_endpoint_does_what_its_openapi_document_says(processes, environment, tmp_path):
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
         seed(connection, "org_a", MIXED * 9)
         _, secret = create_key(connection, org_id="org_a")
     base = processes.endpoint()
 
-    # Not positive_data_acceptance: a well-formed cursor is still no cursor of ours unless we signed it, and the
-    # organisation that a well-formed header names is still another's.
+    # Without positive_data_acceptance: a well-formed cursor is refused unless we signed it, and so is a well-formed header
+    # that names another organisation.
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{base}/openapi.json",
         "--header", f"Authorization: Bearer {secret}", "--checks", "all",

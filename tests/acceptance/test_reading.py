@@ -1,4 +1,4 @@
-"""A reader of a real endpoint: walks while lines arrive, a ledger that was restored, keys and pages of others."""
+"""Reading from a real endpoint: paging while movements arrive, a restored ledger, keys and cursors of others."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from feeds.movement import format_id
 from tests.acceptance.test_serve import request, run_command
 from tests.seed import CONSUME_TM, MIXED, seed, seed_published
 
-WALKED = int(os.environ.get("LINES_TO_WALK", "20000"))
+PAGED = int(os.environ.get("MOVEMENTS_TO_PAGE", "20000"))
 ARRIVING_PER_S = 200
 PAGE = "/credits/usage"
 
@@ -30,7 +30,7 @@ def connection(environment):
 
 @contextmanager
 def arriving(database_url, redis_url):
-    """Add lines all the while, 200 a second, shown as a worker shows them; gives how many there were."""
+    """Add 200 movements a second and publish them as a worker does. Gives a list with how many were added."""
     ended, arrived = Event(), [0]
 
     def add():
@@ -49,59 +49,61 @@ def arriving(database_url, redis_url):
 
 
 @pytest.fixture
-def walk(processes, connection):
-    """Give the function that asks a real endpoint for a page, over one connection."""
+def get_page(processes, connection):
+    """Give the function that gets a page from a real endpoint, over one connection."""
     _, secret = create_key(connection, org_id="org_a")
     with httpx2.Client(base_url=processes.endpoint(), headers={"Authorization": f"Bearer {secret}"}) as client:
 
-        def page(**params):
+        def get(**params):
             answer = client.get(PAGE, params=params)
             assert answer.status_code == 200, answer.text
-            listing = answer.json()
-            return [int(item["usage_ref"].removeprefix("ref_")) for item in listing["items"]], listing["pages"]
+            page = answer.json()
+            return [int(item["usage_ref"].removeprefix("ref_")) for item in page["items"]], page["pages"]
 
-        yield page
+        yield get
 
 
 @pytest.mark.timeout(900)
-def test_walking_by_cursor_shows_each_line_of_the_start_once_while_200_a_second_arrive_and_so_does_walking_back(
-    walk, connection, database_url, redis_url
+def test_paging_next_and_then_prev_gives_each_movement_of_the_start_once_while_200_a_second_arrive(
+    get_page, connection, database_url, redis_url
 ):
-    seed(connection, "org_a", (MIXED * (WALKED // len(MIXED) + 1))[:WALKED])
+    seed(connection, "org_a", (MIXED * (PAGED // len(MIXED) + 1))[:PAGED])
     with arriving(database_url, redis_url) as arrived:
-        shown, pages = walk(limit=100)
-        newest = shown[0]
+        found, pages = get_page(limit=100)
+        newest = found[0]
         while pages["next_cursor"]:
-            positions, pages = walk(limit=100, cursor=pages["next_cursor"])
-            shown += positions
-        came_meanwhile = arrived[0]
-        assert shown == list(range(newest, 0, -1))
-        assert newest >= WALKED
+            positions, pages = get_page(limit=100, cursor=pages["next_cursor"])
+            found += positions
+        arrived_meanwhile = arrived[0]
+        assert found == list(range(newest, 0, -1))
+        assert newest >= PAGED
 
         back = sorted(positions)
         while pages["prev_cursor"] and (not back or back[-1] < newest):
-            positions, pages = walk(limit=100, cursor=pages["prev_cursor"])
+            positions, pages = get_page(limit=100, cursor=pages["prev_cursor"])
             assert pages["direction"] == "prev"
             back += reversed(positions)
         assert back == list(range(1, len(back) + 1))
         assert len(back) >= newest
-    assert came_meanwhile > 0
+    assert arrived_meanwhile > 0
 
 
-def test_numbered_pages_and_totals_are_of_one_moment_while_lines_arrive(walk, connection, database_url, redis_url):
+def test_numbered_pages_and_totals_are_of_one_moment_while_movements_arrive(
+    get_page, connection, database_url, redis_url
+):
     seed(connection, "org_a", MIXED * 100)
     with arriving(database_url, redis_url):
         before = 0
         for number in range(1, 300):
             page = number % 40 + 1
-            positions, pages = walk(page=page, limit=7)
+            positions, pages = get_page(page=page, limit=7)
             total = pages["total_items"]
             assert positions == list(range(total - (page - 1) * 7, total - page * 7, -1))
             assert total >= before
             before = total
 
 
-def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_the_lost_day_is_served(
+def test_after_a_restore_of_postgres_and_a_rebuild_no_lost_movement_is_served(
     processes, environment, database_url, redis_url, postgres_url, wait_until
 ):
     name, backup = urlsplit(database_url).path[1:], f"{urlsplit(database_url).path[1:]}_backup"
@@ -109,13 +111,13 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
         seed(connection, "org_a", MIXED)
         _, secret = create_key(connection, org_id="org_a")
     base = processes.endpoint()
-    asked = [b"/credits/usage", b"/credits/usage?kind=consume", b"/credits/usage?limit=3&page=2"]
+    targets = [b"/credits/usage", b"/credits/usage?kind=consume", b"/credits/usage?limit=3&page=2"]
     with psycopg.connect(postgres_url, autocommit=True) as server:
         copy(server, name, backup)
         try:
             with psycopg.connect(database_url, autocommit=True) as connection:
                 lost = seed(connection, "org_a", [CONSUME_TM] * 5)
-            etags = [request(base, secret, target)[1]["etag"] for target in asked]
+            etags = [request(base, secret, target)[1]["etag"] for target in targets]
             assert format_id(lost[-1].id).encode() in request(base, secret)[2]
             copy(server, backup, name)
         finally:
@@ -123,11 +125,11 @@ def test_after_postgres_is_restored_to_an_older_state_and_a_rebuild_no_line_of_t
 
     assert run_command(environment, "rebuild").returncode == 0
     with psycopg.connect(database_url, autocommit=True) as connection:
-        # The ordinals of the lost day are given out anew, and the totals come back to what they were.
+        # The lost movements' ordinals are used again, and the totals are again what they were.
         seed_published(connection, redis_url, "org_a", MIXED[:5])
         expected = connection.execute("SELECT movement_id FROM movements ORDER BY position DESC").fetchall()
     wait_until(lambda: request(base, secret)[0] == 200, within_s=5)
-    for target, etag in zip(asked, etags, strict=True):
+    for target, etag in zip(targets, etags, strict=True):
         status, headers, body = request(base, secret, target, b"If-None-Match: " + etag.encode())
         assert (status, headers["etag"] != etag) == (200, True)
         assert not any(format_id(movement.id).encode() in body for movement in lost)
@@ -156,14 +158,14 @@ BAD_FILTERS = [
 BAD_PARAMETERS = ["offset=1", "Page=1", "kind%5B%5D=allot", "KIND=allot", "=1", "%00=1", "page%20=1"]
 
 
-def test_no_bad_parameter_gives_anything_but_its_code_and_never_a_byte_of_another_organisation(processes, connection):
+def test_each_bad_parameter_gets_its_code_and_no_byte_of_another_organisation(processes, connection):
     seed(connection, "org_a", MIXED * 9)
     seed(connection, "org_b", [CONSUME_TM] * 9)
     keys = [create_key(connection, org_id=org_id)[1] for org_id in ("org_a", "org_b")]
     base = processes.endpoint()
     cursors = [json.loads(request(base, key, b"/credits/usage?limit=5")[2])["pages"]["next_cursor"] for key in keys]
     forged = cursors[0][:-1] + ("A" if cursors[0][-1] != "A" else "B")
-    told = Counter()
+    refused = Counter()
     for code, queries in (("page", BAD_PAGES), ("filter", BAD_FILTERS), ("parameter", BAD_PARAMETERS)):
         for query in queries:
             sent = query.replace("CURSOR", cursors[0]).replace("FORGED", forged).replace("OTHERS", cursors[1])
@@ -172,14 +174,14 @@ def test_no_bad_parameter_gives_anything_but_its_code_and_never_a_byte_of_anothe
             assert (status, error["code"]) == (400, f"credit.usage.invalid_{code}"), (query, body)
             assert "etag" not in headers
             assert (b"ref_" in body, b"cent_" in body) == (False, False)
-            told[code] += 1
-    assert told == {"page": len(BAD_PAGES), "filter": len(BAD_FILTERS), "parameter": len(BAD_PARAMETERS)}
+            refused[code] += 1
+    assert refused == {"page": len(BAD_PAGES), "filter": len(BAD_FILTERS), "parameter": len(BAD_PARAMETERS)}
     for query in ("", "page=", "kind=&usage_kind=&page=&limit=&cursor=", "page=2147483647", "limit=100"):
         status, _, body = request(base, keys[0], b"/credits/usage?" + query.encode())
         assert (status, json.loads(body)["pages"]["total_items"]) == (200, len(MIXED) * 9)
 
 
-def test_one_person_reads_two_organisations_each_by_its_own_name_alone(processes, connection):
+def test_one_person_reads_two_organisations_each_only_under_its_own_id(processes, connection):
     seed(connection, "org_a", MIXED)
     seed(connection, "org_b", [CONSUME_TM] * 3)
     _, secret = create_key(connection, user_id="ann")
