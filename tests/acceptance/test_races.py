@@ -1,4 +1,4 @@
-"""Many processes at once: the ledger is as if there had been one."""
+"""Many concurrent processes: the ledger is the same as with one process."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def streams(redis_url):
 
 
 def make_events(count, seed):
-    """Return usages and grants of few organisations, each twice, in a random order."""
+    """Return usages and grants of a few organisations, and the same events twice each in random order."""
     rng = random.Random(seed)
     events = [
         {
@@ -99,7 +99,7 @@ def waiting(streams):
 
 
 def test_drains_whose_shards_share_organisations_post_each_event_once(processes, connection, streams, wait_until):
-    """Seen to fail with FOR UPDATE taken out of lock_organisations."""
+    """It fails if FOR UPDATE is removed from lock_organisations."""
     events, doubled = make_events(3000, seed=1)
     with streams.pipeline(transaction=False) as pipeline:
         for number, event in enumerate(doubled):
