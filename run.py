@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parent
 VENV = CHECKOUT / ".venv"
 LOCK = CHECKOUT / "requirements.lock"
 PYTHON_MINIMUM = (3, 11)
-TEST_MODULES = {"faults": "tests.faults.long", "bench": "tests.bench"}
+TEST_MODULES = {"faults": "tests.faults.long_run", "bench": "tests.bench"}
 STAGES = (
     ("format", ("ruff", "format", "--check", ".")),
     ("lint", ("ruff", "check", ".")),

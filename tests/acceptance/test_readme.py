@@ -329,7 +329,7 @@ CHECKS = {
     **{f"python3 run.py {name}": partial(check_help, [module]) for name, module in run.TEST_MODULES.items()},
     **{
         f".venv/bin/python -m {name}": partial(check_help, [name])
-        for name in ("tests.faults.storm", "tests.bench.chart")
+        for name in ("tests.faults.mass_expiry", "tests.bench.chart")
     },
     **{f"celery -A worker.tasks {name}": partial(check_help, ["celery", name]) for name in ("worker", "beat")},
     "docker compose": check_compose,

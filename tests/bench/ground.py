@@ -15,7 +15,7 @@ import psycopg
 from redis import Redis
 
 from tests.bench.usage import family, parent_of
-from tests.faults import rabbit
+from tests.faults import rabbitmq
 from tests.servers import CHECKOUT, fresh_database, server_folder, template_database, with_database
 from worker.local import children, postgres, valkey
 from worker.local.children import Process
@@ -77,7 +77,7 @@ def servers(*, with_rabbit: bool) -> Iterator[Ground]:
         pids = {postmaster(server_url), redis_process(redis_url)}
         amqp_url = None
         if with_rabbit and shutil.which("rabbitmq-server", path=os.environ["PATH"] + ":/usr/sbin"):
-            made = rabbit.start(folder / "rabbit", log)
+            made = rabbitmq.start(folder / "rabbit", log)
             stack.callback(made.stop)
             amqp_url = made.url
             pids.add(made.process.pid)

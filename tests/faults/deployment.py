@@ -1,6 +1,6 @@
-"""What runs, and what is killed?
+"""Which processes run during a fault test, and how are they killed?
 
-Every part is a real process on loopback, started again as soon as it is seen to be dead, as any supervisor would.
+All of them are real processes on loopback. A dead one is started again as soon as that is noticed, as a supervisor does.
 """
 
 import os
@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import psycopg
 
-from tests.faults import rabbit
+from tests.faults import rabbitmq
 from tests.servers import CHECKOUT, Processes, server_folder, wait_until, with_database
 from worker.local import children, postgres, valkey
 from worker.local.children import Process
@@ -22,10 +22,11 @@ from worker.migrations.runner import migrate
 from worker.settings import WorkerSettings
 
 WORKERS = ("one", "two")
+WORKER_OPTIONS = ("--concurrency", "2", "--loglevel", "info")
 
 
-class Stage:
-    """All processes of a run. Call it from the main thread alone: children die with the thread that forked them."""
+class Deployment:
+    """All processes of a run. Use it only from the main thread: a child dies with the thread that started it."""
 
     def __init__(self, folder: Path, broker: str) -> None:
         self.folder = folder
@@ -38,14 +39,14 @@ class Stage:
         self.processes = Processes(folder, self.environment())
         self.running: dict[str, Process] = {}
         self.starts: Counter[str] = Counter()
-        self.revive()
+        self.restart_dead()
 
     def start_servers(self, broker: str) -> None:
         self.server_log = (self.folder / "servers.log").open("ab")
         self.start_postgres()
         self.start_valkey()
-        self.rabbit = rabbit.start(self.folder / "rabbit", self.server_log) if broker == "rabbitmq" else None
-        self.broker_url = self.rabbit.url if self.rabbit else self.redis_url
+        self.rabbitmq = rabbitmq.start(self.folder / "rabbit", self.server_log) if broker == "rabbitmq" else None
+        self.broker_url = self.rabbitmq.url if self.rabbitmq else self.redis_url
 
     def start_postgres(self) -> None:
         self.postgres = postgres.start_postgres(self.folder / "postgres", self.server_log)
@@ -63,26 +64,12 @@ class Stage:
         ours |= {"PYTHONPATH": str(CHECKOUT), "USAGE_FEEDS_STATE": str(self.folder / "no-state")}
         return {**os.environ, **ours}
 
-    def revive(self) -> None:
-        """Start again what is not alive."""
+    def restart_dead(self) -> None:
+        """Start every process that is not alive."""
+        celery = ("-m", "celery", "-A", "worker.tasks")
         commands = {
-            **{
-                name: (
-                    "-m",
-                    "celery",
-                    "-A",
-                    "worker.tasks",
-                    "worker",
-                    "--concurrency",
-                    "2",
-                    "--loglevel",
-                    "info",
-                    "-n",
-                    f"{name}@%h",
-                )
-                for name in WORKERS
-            },
-            "beat": ("-m", "celery", "-A", "worker.tasks", "beat", "-s", str(self.folder / "beat-schedule")),
+            **{name: (*celery, "worker", *WORKER_OPTIONS, "-n", f"{name}@%h") for name in WORKERS},
+            "beat": (*celery, "beat", "-s", str(self.folder / "beat-schedule")),
             "endpoint": ("-m", "worker", "serve", "--port", str(self.port)),
         }
         for name, command in commands.items():
@@ -94,8 +81,8 @@ class Stage:
                 self.running[name] = self.processes.start(name, *command)
 
     def is_ready(self) -> bool:
-        """Tell whether the endpoint answers and both workers have said that they are ready."""
-        self.revive()
+        """Tell whether the endpoint answers and both workers have printed that they are ready."""
+        self.restart_dead()
         try:
             with urlopen(f"http://127.0.0.1:{self.port}/livez", timeout=1):
                 pass
@@ -103,12 +90,17 @@ class Stage:
             return False
         return all("ready." in self.processes.output(self.running[name]) for name in WORKERS)
 
-    def kill(self, sort: str, choose: Callable[[list[str]], str]) -> None:
-        """Kill one thing of this sort, by SIGKILL but for Postgres, and start it again."""
-        name = choose(list(WORKERS)) if sort in {"worker", "pool process"} else sort
-        match sort:
+    def kill(self, part: str, choose: Callable[[list[str]], str]) -> None:
+        """Kill a part, and start it again. Postgres gets SIGQUIT, all others get SIGKILL.
+
+        Args:
+            part: A key of `long_run.KILLS`.
+            choose: Picks the worker, or the process of its pool.
+        """
+        name = choose(list(WORKERS)) if part in {"worker", "pool process"} else part
+        match part:
             case "pool process":
-                if not (pool := pool_of(self.running[name])):
+                if not (pool := pool_pids(self.running[name])):
                     return
                 with suppress(ProcessLookupError):
                     os.kill(int(choose([str(pid) for pid in pool])), signal.SIGKILL)
@@ -121,34 +113,34 @@ class Stage:
                 self.start_valkey()
             case _:
                 children.end_group(self.running[name])
-        self.on_kill(sort)
-        self.kills[sort] += 1
+        self.on_kill(part)
+        self.kills[part] += 1
 
-    def tracebacks(self) -> Counter[str]:
-        """Return the last lines of the tracebacks that the processes printed, with how often."""
+    def count_tracebacks(self) -> Counter[str]:
+        """Return the last line of each traceback that the processes printed, and how often it was printed."""
         found: Counter[str] = Counter()
         for log in self.folder.glob("*.log"):
             lines = log.read_text(errors="replace").splitlines()
             for number, line in enumerate(lines):
                 if line.startswith("Traceback"):
-                    last = next((one for one in lines[number + 1 :] if one[:1] not in {" ", "", "\t"}), "")
+                    last = next((later for later in lines[number + 1 :] if later[:1] not in {" ", "", "\t"}), "")
                     found[last[:150]] += 1
         return found
 
     def end(self) -> None:
-        """Stop all, servers last."""
+        """Stop all processes, the servers last."""
         for process in reversed(self.running.values()):
             children.stop(process, (signal.SIGTERM,), within_s=20)
         children.stop(self.valkey.process, valkey.SIGNALS, within_s=20)
         children.stop(self.postgres.process, postgres.SIGNALS, within_s=20)
         postgres.remove_socket_folder(self.postgres.home)
-        if self.rabbit:
-            self.rabbit.stop()
+        if self.rabbitmq:
+            self.rabbitmq.stop()
         self.server_log.close()
 
 
-def pool_of(worker: Process) -> list[int]:
-    """Return the processes of a worker's pool."""
+def pool_pids(worker: Process) -> list[int]:
+    """Return the ids of the processes in a worker's pool."""
     try:
         return [int(pid) for pid in Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()]
     except OSError:
@@ -156,23 +148,23 @@ def pool_of(worker: Process) -> list[int]:
 
 
 @contextmanager
-def stage(broker: str) -> Iterator[Stage]:
-    """Give a stage whose processes are all ready, and stop them after."""
+def running_deployment(broker: str) -> Iterator[Deployment]:
+    """Give a deployment whose processes are all ready, and stop them afterwards."""
     with server_folder() as folder:
-        made = Stage(folder, broker)
+        deployment = Deployment(folder, broker)
         try:
-            wait_until(made.is_ready, within_s=60)
-            yield made
+            wait_until(deployment.is_ready, within_s=60)
+            yield deployment
         finally:
-            made.end()
+            deployment.end()
 
 
-def settled(made: Stage, condition: Callable[[], bool], within_s: float) -> bool:
-    """Wait until a condition holds, reviving what dies; False where it does not within `within_s`."""
+def is_met_within(deployment: Deployment, condition: Callable[[], bool], within_s: float) -> bool:
+    """Wait until a condition holds; restart dead processes meanwhile. Return False if it does not hold in time."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
             return False
-        made.revive()
+        deployment.restart_dead()
         time.sleep(0.2)
     return True

@@ -1,4 +1,4 @@
-"""What the tests of faults send, and how they read."""
+"""Build events, add them to the streams, and read pages."""
 
 import json
 from urllib.error import HTTPError
@@ -16,17 +16,16 @@ def grant(ref, org_id="org_a", **fields):
 
 
 def send(client, *events):
-    """Add events to the streams as a plain XADD would: nobody is woken."""
+    """Add events to the streams as a plain XADD would: no drain is woken."""
     add(client, [place(event, 8) for event in events])
     client.delete(AWAKE)
 
 
-def read(base, secret, query="limit=100"):
-    """Return status and refs of a page."""
+def read_page(base, secret, query="limit=100"):
+    """Return the status of a page and the refs on it."""
+    request = Request(f"{base}/credits/usage?{query}", headers={"Authorization": f"Bearer {secret}"})
     try:
-        with urlopen(
-            Request(f"{base}/credits/usage?{query}", headers={"Authorization": f"Bearer {secret}"}), timeout=5
-        ) as answer:
-            return answer.status, [item["usage_ref"] for item in json.load(answer)["items"]]
+        with urlopen(request, timeout=5) as response:
+            return response.status, [item["usage_ref"] for item in json.load(response)["items"]]
     except HTTPError as error:
         return error.code, []

@@ -1,8 +1,8 @@
 """Does everything hold while something is killed every few seconds? `python3 run.py faults --minutes N --seed S`.
 
-Events flow through both doors, readers walk pages, and workers, their pool processes, beat, the endpoint, Postgres and
-Valkey are killed in turn. At the end all must have drained, and ledger and pages are compared with a plain model.
-One table says what came of it; the exit code is 1 where anything was lost, posted twice or served wrongly.
+Events are sent through the streams and through Celery, and readers read pages. Meanwhile workers, their pool processes,
+beat, the endpoint, Postgres and Valkey are killed. At the end all events must be posted; ledger and pages are compared with
+a plain model. A table is printed. The exit code is 1 if anything was lost, posted twice or served wrongly.
 """
 
 import argparse
@@ -17,18 +17,20 @@ import psycopg
 from redis import Redis
 
 from feeds.keys import create_key
-from tests.faults.doors import CeleryDoor, Sender, StreamDoor
-from tests.faults.readers import Endpoint, Prober, Reader, Served, Watcher
-from tests.faults.reckoning import reckon
-from tests.faults.stage import Stage, settled, stage
+from tests.faults.comparison import compare_run
+from tests.faults.deployment import Deployment, is_met_within, running_deployment
+from tests.faults.readers import Endpoint, Observations, Prober, Reader, Watcher
+from tests.faults.senders import Activity, CelerySender, StreamSender
 from tests.faults.traffic import CELERY_ORGANISATIONS, STREAM_ORGANISATIONS, Traffic, celery_lists
 from tests.servers import CHECKOUT, wait_until
 from worker.intake.streams import add, place, stream_of
 
 PROBE_ORGANISATIONS = [f"org_p{number}" for number in range(4)]
+ALL_ORGANISATIONS = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
 KILLS = {"worker": 54, "pool process": 22, "beat": 6, "endpoint": 8, "postgres": 5, "valkey": 5}
+"""What is killed, and how often relative to the others."""
 DRAIN_WITHIN_S = 420.0
-"""Longer than the time after which Redis delivers what a killed worker had taken."""
+"""Longer than the time after which Redis redelivers the messages of a killed worker."""
 
 
 def main() -> int:
@@ -36,147 +38,155 @@ def main() -> int:
     options = parse(sys.argv[1:])
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}, {options.minutes:g} minutes, broker {options.broker}", flush=True)
-    with stage(options.broker) as made:
-        return run(made, options, seed)
+    with running_deployment(options.broker) as deployment:
+        return run(deployment, options, seed)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="run.py faults", description="Kill things under load, and look what comes of it."
+        prog="run.py faults",
+        description="Kill processes under load, then compare ledger and pages with a plain model.",
     )
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, help="a run's kills and events; made up, and printed, where none is given")
+    parser.add_argument(
+        "--seed", type=int, help="decides the kills and events; if not given, a random one is used and printed"
+    )
     parser.add_argument("--rate", type=float, default=250, help="events a second through the streams")
     parser.add_argument("--messages", type=float, default=5, help="messages of `events.post` a second")
     parser.add_argument("--every", type=float, default=4, help="seconds between two kills, on average")
-    parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis", help="where Celery's messages go")
+    parser.add_argument(
+        "--broker", choices=("redis", "rabbitmq"), default="redis", help="the broker of Celery's messages"
+    )
     parser.add_argument("--only", choices=KILLS, action="append", help="kill nothing else")
     return parser.parse_args(arguments)
 
 
-def run(made: Stage, options: argparse.Namespace, seed: int) -> int:
-    """Send, kill, read; then let all come to rest, and reckon."""
+def run(deployment: Deployment, options: argparse.Namespace, seed: int) -> int:
+    """Send, read and kill; then wait until everything is posted, and compare."""
     stop, stop_reading = threading.Event(), threading.Event()
-    served, traffic = Served(), Traffic(seed)
-    endpoint = Endpoint(made.port, make_keys(made))
-    made.on_kill = lambda sort: note_kill(sort, endpoint, served)
-    everybody = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
-    stream_door = StreamDoor(stop, made.redis_url, made.broker_url, traffic, options.rate)
-    celery_door = CeleryDoor(stop, made.broker_url, celery_lists(seed), 1 / options.messages)
-    prober = Prober(stop, endpoint, served, made.redis_url, made.broker_url)
-    readers: list[Sender] = [Reader(stop_reading, endpoint, served, everybody, seed + number) for number in range(2)]
-    senders = [stream_door, celery_door, prober]
-    everyone = [*senders, *readers, Watcher(stop_reading, made.database_url, served)]
-    for one in everyone:
-        one.start()
+    observations, traffic = Observations(), Traffic(seed)
+    endpoint = Endpoint(deployment.port, make_keys(deployment))
+    deployment.on_kill = lambda part: note_kill(part, endpoint, observations)
+    stream_sender = StreamSender(stop, deployment.redis_url, deployment.broker_url, traffic, options.rate)
+    celery_sender = CelerySender(stop, deployment.broker_url, celery_lists(seed), 1 / options.messages)
+    prober = Prober(stop, endpoint, observations, deployment.redis_url, deployment.broker_url)
+    senders: list[Activity] = [stream_sender, celery_sender, prober]
+    readers = [Reader(stop_reading, endpoint, observations, ALL_ORGANISATIONS, seed + number) for number in range(2)]
+    activities = [*senders, *readers, Watcher(stop_reading, deployment.database_url, observations)]
+    for activity in activities:
+        activity.start()
     began = time.monotonic()
-    kill_until(made, everyone, options, seed)
+    kill_until_the_end(deployment, activities, options, seed)
     minutes = (time.monotonic() - began) / 60
     stop.set()
-    for one in senders:
-        settled(made, lambda one=one: not one.is_alive(), within_s=90)
-    print("drains", flush=True)
+    for sender in senders:
+        is_met_within(deployment, lambda sender=sender: not sender.is_alive(), within_s=90)
+    print("the last kill is over; waiting until everything is posted", flush=True)
     recovery_s = time.monotonic()
-    drained = settled(made, lambda: is_drained(made, celery_door), DRAIN_WITHIN_S)
+    drained = is_met_within(deployment, lambda: is_drained(deployment, celery_sender), DRAIN_WITHIN_S)
     recovery_s = time.monotonic() - recovery_s
-    lost_by_broker = resend_missing(made, celery_door)
-    time.sleep(5)  # "after any single crash within 5 s": what is read from here on is compared with the whole ledger
-    verified = verify(made)
+    lost_by_broker = resend_missing(deployment, celery_sender)
+    time.sleep(5)  # the promise is "within 5 s after any single crash": from here on, pages must match the whole ledger
+    verify_code, verify_result = verify(deployment)
     stop_reading.set()
-    for one in everyone:
-        one.join(30)
-    facts = reckon(made, traffic, stream_door, celery_door, prober, served, endpoint)
-    head = {"run": f"{minutes:.1f} min, seed {seed}, {options.rate:g} events/s, Celery over {options.broker}"}
-    tail = {
-        "`events.post` lost by the broker before the task ran, then sent again": f"{lost_by_broker} of {sum(map(len, celery_door.sent))}",
+    for activity in activities:
+        activity.join(30)
+    result = compare_run(deployment, traffic, stream_sender, celery_sender, prober, observations, endpoint)
+    table = {
+        "run": f"{minutes:.1f} min, seed {seed}, {options.rate:g} events/s, Celery over {options.broker}",
+        **result.table,
+        "`events.post` lost by the broker before the task ran, then sent again": f"{lost_by_broker} of {sum(map(len, celery_sender.sent))}",
         "drained after the last kill": f"{recovery_s:.0f} s" if drained else "NO",
-        "`verify`": verified[1],
+        "`verify`": verify_result,
     }
-    errors = [repr(one.error) for one in everyone if one.error]
-    show({**head, **facts.table, **tail, **({"errors of this program": errors} if errors else {})})
-    for words in [*facts.wrong, *served.wrong]:
-        print(words)
-    print(f"tracebacks of the processes: {dict(made.tracebacks())}")
-    return int(bool(facts.wrong or served.wrong or errors or not drained or verified[0]))
+    errors = [repr(activity.error) for activity in activities if activity.error]
+    if errors:
+        table["errors of this program"] = errors
+    print_table(table)
+    for difference in [*result.wrong, *observations.wrong]:
+        print(difference)
+    print(f"tracebacks of the processes: {dict(deployment.count_tracebacks())}")
+    return int(bool(result.wrong or observations.wrong or errors or not drained or verify_code))
 
 
-def note_kill(sort: str, endpoint: Endpoint, served: Served) -> None:
-    """Tell the readers what was killed just now."""
-    served.killed_at = time.monotonic()
-    endpoint.life += sort == "endpoint"
+def note_kill(part: str, endpoint: Endpoint, observations: Observations) -> None:
+    """Tell the readers what was just killed."""
+    observations.killed_at = time.monotonic()
+    endpoint.kills += part == "endpoint"
 
 
-def make_keys(made: Stage) -> dict[str, str]:
-    """Return a key for every organisation; a first event makes them known."""
-    org_ids = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
-    with Redis.from_url(made.redis_url) as redis:
-        add(redis, [place({"type": "settle", "org_id": org_id}, 8) for org_id in org_ids])
-    with psycopg.connect(made.database_url, autocommit=True) as connection:
+def make_keys(deployment: Deployment) -> dict[str, str]:
+    """Return a key for every organisation. A first event creates the organisations."""
+    with Redis.from_url(deployment.redis_url) as redis:
+        add(redis, [place({"type": "settle", "org_id": org_id}, 8) for org_id in ALL_ORGANISATIONS])
+    with psycopg.connect(deployment.database_url, autocommit=True) as connection:
 
-        def known() -> bool:
+        def are_known() -> bool:
             [(count,)] = connection.execute("SELECT count(*) FROM organisations").fetchall()
-            return bool(count == len(org_ids))
+            return bool(count == len(ALL_ORGANISATIONS))
 
-        wait_until(known, within_s=30)
-        return {org_id: create_key(connection, org_id=org_id)[1] for org_id in org_ids}
+        wait_until(are_known, within_s=30)
+        return {org_id: create_key(connection, org_id=org_id)[1] for org_id in ALL_ORGANISATIONS}
 
 
-def kill_until(made: Stage, everyone: list[Sender], options: argparse.Namespace, seed: int) -> None:
-    """Kill one thing after the other, as the seed says, until the time is over or a sender fails."""
+def kill_until_the_end(
+    deployment: Deployment, activities: list[Activity], options: argparse.Namespace, seed: int
+) -> None:
+    """Kill one part after the other, as the seed decides, until the time is over or an activity fails."""
     rng = random.Random(seed)
-    kills = {sort: weight for sort, weight in KILLS.items() if sort in (options.only or KILLS)}
+    kills = {part: weight for part, weight in KILLS.items() if part in (options.only or KILLS)}
     end = time.monotonic() + options.minutes * 60
     next_kill = time.monotonic() + options.every
-    said = time.monotonic()
-    while time.monotonic() < end and not any(one.error for one in everyone):
-        made.revive()
+    reported_at = time.monotonic()
+    while time.monotonic() < end and not any(activity.error for activity in activities):
+        deployment.restart_dead()
         if time.monotonic() >= next_kill:
-            [sort] = rng.choices(list(kills), list(kills.values()))
-            made.kill(sort, rng.choice)
+            [part] = rng.choices(list(kills), list(kills.values()))
+            deployment.kill(part, rng.choice)
             next_kill = time.monotonic() + min(2 * options.every, max(0.3, rng.expovariate(1 / options.every)))
-        if time.monotonic() - said > 60:
-            said = time.monotonic()
-            print(f"{(end - said) / 60:.1f} min to go, kills {dict(made.kills)}", flush=True)
+        if time.monotonic() - reported_at > 60:
+            reported_at = time.monotonic()
+            print(f"{(end - reported_at) / 60:.1f} min left, kills {dict(deployment.kills)}", flush=True)
         time.sleep(0.1)
-    made.revive()
+    deployment.restart_dead()
 
 
-def is_drained(made: Stage, door: CeleryDoor) -> bool:
-    """Tell whether nothing waits: not in the streams, and not with the broker."""
-    with Redis.from_url(made.redis_url) as redis:
+def is_drained(deployment: Deployment, sender: CelerySender) -> bool:
+    """Tell whether no event waits, neither in the streams nor at the broker."""
+    with Redis.from_url(deployment.redis_url) as redis:
         if any(redis.xlen(stream_of(shard)) for shard in range(8)):
             return False
-        over_redis = made.broker_url == made.redis_url
+        over_redis = deployment.broker_url == deployment.redis_url
         if over_redis and redis.llen("events"):
             return False
-        taken = redis.hvals("unacked") if over_redis else [b"events.post"]
-        return not any(b"events.post" in message for message in taken) or not missing(made, door)
+        unacknowledged = redis.hvals("unacked") if over_redis else [b"events.post"]
+        return not any(b"events.post" in message for message in unacknowledged) or not find_missing(deployment, sender)
 
 
-def missing(made: Stage, door: CeleryDoor) -> list[dict[str, object]]:
-    """Return the events that the broker took and that are not in the ledger."""
-    with psycopg.connect(made.database_url) as connection:
+def find_missing(deployment: Deployment, sender: CelerySender) -> list[dict[str, object]]:
+    """Return the events that the broker accepted and that are not in the ledger."""
+    with psycopg.connect(deployment.database_url) as connection:
         rows = connection.execute("SELECT DISTINCT usage_ref FROM movements WHERE usage_ref LIKE 'c%%'").fetchall()
     known = {ref for (ref,) in rows}
-    return [event for events in door.sent for event in events if event["usage_ref"] not in known]
+    return [event for events in sender.sent for event in events if event["usage_ref"] not in known]
 
 
-def resend_missing(made: Stage, door: CeleryDoor) -> int:
-    """Send through the stream what the broker lost, and wait until it is posted; return how many events."""
-    lost = missing(made, door)
+def resend_missing(deployment: Deployment, sender: CelerySender) -> int:
+    """Send the events that the broker lost through the streams, wait until they are posted, and return their number."""
+    lost = find_missing(deployment, sender)
     if lost:
-        with Redis.from_url(made.redis_url) as redis:
+        with Redis.from_url(deployment.redis_url) as redis:
             add(redis, [place(event, 8) for event in lost])
-        settled(made, lambda: not missing(made, door), within_s=30)
+        is_met_within(deployment, lambda: not find_missing(deployment, sender), within_s=30)
     return len({str(event["usage_ref"]) for event in lost})
 
 
-def verify(made: Stage) -> tuple[int, str]:
-    """Run `usage-feeds verify`."""
+def verify(deployment: Deployment) -> tuple[int, str]:
+    """Run `usage-feeds verify`; return its exit code and its result in words."""
     command = [sys.executable, "-m", "worker", "verify", "--json"]
     done = subprocess.run(
-        command, cwd=CHECKOUT, env=dict(made.environment()), capture_output=True, text=True, check=False
+        command, cwd=CHECKOUT, env=dict(deployment.environment()), capture_output=True, text=True, check=False
     )
     if done.returncode:
         return done.returncode, f"exit {done.returncode}: {done.stdout}{done.stderr}"[:2000]
@@ -184,8 +194,8 @@ def verify(made: Stage) -> tuple[int, str]:
     return 0, f"no difference in {found['movements']:,} movements, {found['grants']:,} grants"
 
 
-def show(table: dict[str, object]) -> None:
-    """Print a table that can be put into a README."""
+def print_table(table: dict[str, object]) -> None:
+    """Print a table that can be copied into a README."""
     print("\n| | |\n|---|---|")
     for name, value in table.items():
         print(f"| {name} | {value} |")

@@ -1,7 +1,8 @@
-"""What must a ledger be, given the events of one organisation in their order?
+"""Which movements must a ledger hold, given the events of one organisation in their order?
 
-A plain model, written from the contract and not from `worker.posting`: it replays the events against the lines
-that the ledger holds. A line's `created_at` is the clock that its batch saw; all else is computed here.
+This is a plain model. It is written from the rules (worker/README.md) and does not use `worker.ledger.posting`. It replays
+the events against the movements that the ledger holds. The `created_at` of a movement is the clock that its batch saw; the
+model computes everything else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,8 @@ Event = Mapping[str, Any]
 LONG_AGO, FAR_AHEAD = "0000", "9999"
 
 
-class Line(NamedTuple):
-    """A movement: which grants (by number of arrival) gave how much is in `draws`."""
+class Movement(NamedTuple):
+    """A movement. `draws` holds pairs: the number of a grant, by arrival, and the credits that it gave."""
 
     kind: str
     credits: int
@@ -26,7 +27,7 @@ class Line(NamedTuple):
 
 @dataclass
 class Grant:
-    """A grant. `allotted` is the position of its allot line, 0 while it is pending."""
+    """A grant. `allotted` is the position of its allot movement, 0 while the grant is pending."""
 
     number: int
     event: Event
@@ -45,9 +46,9 @@ class Grant:
 
 @dataclass
 class Account:
-    """One organisation's credits. Times are RFC 3339 strings of one form, so that they compare as text."""
+    """One organisation's credits. All times are RFC 3339 strings of one form, so they are compared as text."""
 
-    lines: list[Line] = field(default_factory=list)
+    movements: list[Movement] = field(default_factory=list)
     grants: dict[str, Grant] = field(default_factory=dict)
     current: list[Grant] = field(default_factory=list)
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class Account:
     added_usages: list[str] = field(default_factory=list)
 
     def settle(self, now: str) -> None:
-        """Starts and ends that have come, by instant; allot before expire; then by arrival."""
+        """Post the starts and ends that are due: by instant, then allot before expire, then by arrival."""
         instants = []
         self.current = [grant for grant in self.current if grant.open]
         for grant in self.current:
@@ -70,14 +71,15 @@ class Account:
             else:
                 self.allot(grant)
 
-    def mark(self) -> tuple[Any, ...]:
-        """Return all that is needed to undo what follows."""
+    def save(self) -> tuple[Any, ...]:
+        """Return what `restore` needs to undo the changes that follow."""
         states = [(grant, grant.remaining, grant.allotted, grant.open) for grant in self.current]
-        return len(self.lines), len(self.refused), states, len(self.added_grants), len(self.added_usages)
+        return len(self.movements), len(self.refused), states, len(self.added_grants), len(self.added_usages)
 
-    def undo(self, mark: tuple[Any, ...]) -> None:
-        lines, refused, states, grants, usages = mark
-        del self.lines[lines:], self.refused[refused:]
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Undo all changes since `save`."""
+        movements, refused, states, grants, usages = saved
+        del self.movements[movements:], self.refused[refused:]
         for known, added, number in (
             (self.grants, self.added_grants, grants),
             (self.usages, self.added_usages, usages),
@@ -91,28 +93,28 @@ class Account:
 
     def allot(self, grant: Grant) -> None:
         grant.remaining = grant.event["credits"]
-        self.lines.append(Line("allot", grant.remaining, None, grant.event["grant_ref"]))
-        grant.allotted = len(self.lines)
+        self.movements.append(Movement("allot", grant.remaining, None, grant.event["grant_ref"]))
+        grant.allotted = len(self.movements)
 
     def close(self, grant: Grant, kind: str) -> None:
         if grant.open and grant.remaining:
-            self.lines.append(Line(kind, -grant.remaining, None, grant.event["grant_ref"]))
+            self.movements.append(Movement(kind, -grant.remaining, None, grant.event["grant_ref"]))
         grant.open, grant.remaining = False, 0
 
     def post(self, event: Event, now: str) -> None:
-        """Post one event; what it refuses is written down by code."""
+        """Post one event, or append the code of its refusal to `refused`."""
         match event["type"]:
             case "usage":
-                self.use(event)
+                self.post_usage(event)
             case "grant":
-                self.give(event, now)
+                self.post_grant(event, now)
             case "revoke":
                 if grant := self.grants.get(event["grant_ref"]):
                     self.close(grant, "revoke")
                 else:
                     self.refused.append("unknown_grant")
 
-    def give(self, event: Event, now: str) -> None:
+    def post_grant(self, event: Event, now: str) -> None:
         if known := self.grants.get(event["grant_ref"]):
             if known.event != event:
                 self.refused.append("conflict")
@@ -123,7 +125,7 @@ class Account:
         if grant.starts <= now:
             self.allot(grant)
 
-    def use(self, event: Event) -> None:
+    def post_usage(self, event: Event) -> None:
         content = event["usage_kind"], event["credits"]
         if not event["credits"]:
             return
@@ -145,84 +147,96 @@ class Account:
                 draws.append((grant.number, taken))
                 left -= taken
         if draws:
-            self.lines.append(Line("consume", left - event["credits"], content[0], event["usage_ref"], tuple(draws)))
+            consume = Movement("consume", left - event["credits"], content[0], event["usage_ref"], tuple(draws))
+            self.movements.append(consume)
         if left:
-            self.lines.append(Line("overflow", -left, content[0], event["usage_ref"]))
+            self.movements.append(Movement("overflow", -left, content[0], event["usage_ref"]))
 
     @staticmethod
     def draw_order(grant: Grant) -> tuple[int, str, str, int]:
         return grant.event.get("priority", 50), grant.ends, grant.starts, grant.allotted
 
 
-def show_clock(instant: datetime) -> str:
+def format_clock(instant: datetime) -> str:
     """Return a time as the model compares it: UTC, always with microseconds."""
     return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def replay(events: Sequence[Event], ledger: Sequence[tuple[str, Line]]) -> tuple[list[str], Account]:
-    """Compare a ledger (clock and line, by position) with what the events must come to.
+def replay(events: Sequence[Event], ledger: Sequence[tuple[str, Movement]]) -> tuple[list[str], Account]:
+    """Compare a ledger with the movements that its events must produce.
 
-    Returns the differences, at most one: after the first nothing can be said.
+    Args:
+        events: The organisation's events in their order.
+        ledger: Clock and movement, by position.
+
+    Returns the differences, at most one, because nothing can be said about what follows it; and the model's account.
     """
-    account, place, before = Account(), 0, LONG_AGO
-    for now, lines in groupby(ledger, key=lambda pair: pair[0]):
-        wanted = [line for _, line in lines]
-        start, found = len(account.lines), []
-        for early in silent(account, events, place, before):
-            mark = account.mark()
-            end = post_group(account, events, (place, place + early), (before, now), len(wanted))
-            found = account.lines[start:]
+    account, index, previous = Account(), 0, LONG_AGO
+    for now, group in groupby(ledger, key=lambda pair: pair[0]):
+        wanted = [movement for _, movement in group]
+        start, found = len(account.movements), []
+        for silent in silent_counts(account, events, index, previous):
+            saved = account.save()
+            end = post_group(account, events, (index, index + silent), (previous, now), len(wanted))
+            found = account.movements[start:]
             if found == wanted:
                 break
-            account.undo(mark)
+            account.restore(saved)
         else:
-            near = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
-            words = (
-                f"from position {start + near + 1} at {now}: {found[near : near + 3]}, not {wanted[near : near + 3]}"
-            )
-            return [words], account
-        place, before = end, now
-    return finish(account, events[place:]), account
+            first = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
+            difference = f"from position {start + first + 1} at {now}: {found[first : first + 3]}, not {wanted[first : first + 3]}"
+            return [difference], account
+        index, previous = end, now
+    return check_rest(account, events[index:]), account
 
 
-def silent(account: Account, events: Sequence[Event], place: int, before: str) -> list[int]:
-    """Return how many of the next events may have been posted by batches of which no line tells, the most first.
+def silent_counts(account: Account, events: Sequence[Event], index: int, previous: str) -> list[int]:
+    """Return how many of the next events an earlier batch may have posted without a movement; the highest first.
 
-    It matters for a grant that is yet to start: posted earlier it waits for its instant, posted now it is allotted in turn.
+    This matters for a grant that starts later. If it was posted earlier, it is allotted at the instant of its start. If it
+    is posted now, it is allotted when its turn comes.
     """
-    mark, lines, choices = account.mark(), len(account.lines), [0]
-    for number in range(place, len(events)):
-        account.post(events[number], before)
-        if len(account.lines) > lines:
+    saved, movements, counts = account.save(), len(account.movements), [0]
+    for number in range(index, len(events)):
+        account.post(events[number], previous)
+        if len(account.movements) > movements:
             break
         if events[number]["type"] == "grant":
-            choices.append(number + 1 - place)
-    account.undo(mark)
-    return choices[::-1]
+            counts.append(number + 1 - index)
+    account.restore(saved)
+    return counts[::-1]
 
 
 def post_group(
     account: Account, events: Sequence[Event], places: tuple[int, int], clocks: tuple[str, str], wanted: int
 ) -> int:
-    """Post events, the first by the earlier clock, until they have come to that many lines; return the place after."""
-    (place, late), (before, now) = places, clocks
-    for number in range(place, late):
-        account.post(events[number], before)
-    start, place = len(account.lines), late
+    """Post events until they have produced enough movements; return the index of the next event.
+
+    Args:
+        account: Changed in place.
+        events: All events of the organisation.
+        places: The index of the first event, and the index of the first that is posted by the later clock.
+        clocks: The earlier and the later clock.
+        wanted: The number of movements that the batch of the later clock wrote.
+    """
+    (index, late), (previous, now) = places, clocks
+    for number in range(index, late):
+        account.post(events[number], previous)
+    start, index = len(account.movements), late
     account.settle(now)
-    while len(account.lines) - start < wanted and place < len(events):
-        account.post(events[place], now)
-        place += 1
-        if len(account.lines) - start < wanted:
+    while len(account.movements) - start < wanted and index < len(events):
+        account.post(events[index], now)
+        index += 1
+        if len(account.movements) - start < wanted:
             account.settle(now)
-    return place
+    return index
 
 
-def finish(account: Account, events: Sequence[Event]) -> list[str]:
-    """Post what is left: it must come to nothing, or the ledger lacks it."""
-    lines = len(account.lines)
+def check_rest(account: Account, events: Sequence[Event]) -> list[str]:
+    """Post the remaining events. If one of them produces a movement, the ledger lacks it."""
+    movements = len(account.movements)
     for event in events:
         account.post(event, LONG_AGO)
-        if len(account.lines) > lines:
+        if len(account.movements) > movements:
             return [f"nothing in the ledger of {event}"]
     return []

@@ -1,4 +1,4 @@
-"""How does RabbitMQ run for a test, where it is installed? As a child of ours, on loopback, with a folder of its own."""
+"""How is RabbitMQ started for a test, if it is installed? As a child process, on loopback, in its own folder."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from worker.local.valkey import free_port
 START_WITHIN_S = 60
 
 
-class Rabbit(NamedTuple):
+class RabbitMQ(NamedTuple):
     """A running server."""
 
     process: children.Process
@@ -22,13 +22,13 @@ class Rabbit(NamedTuple):
     environment: dict[str, str]
 
     def stop(self) -> None:
-        """Stop it, and the port mapper that it alone used."""
+        """Stop the server and its port mapper, which no other server uses."""
         children.stop(self.process, (signal.SIGTERM,), within_s=30)
         subprocess.run(["epmd", "-kill"], env=self.environment, check=False, capture_output=True)
 
 
-def start(folder: Path, output: IO[bytes]) -> Rabbit:
-    """Start RabbitMQ, and wait until it takes connections."""
+def start(folder: Path, output: IO[bytes]) -> RabbitMQ:
+    """Start RabbitMQ, and wait until it accepts connections."""
     server = shutil.which("rabbitmq-server") or "/usr/sbin/rabbitmq-server"
     server = str(next(Path("/usr/lib/rabbitmq").glob("lib/*/sbin/rabbitmq-server"), server))
     port, mapper_port, distribution_port = free_port(), free_port(), free_port()
@@ -55,16 +55,16 @@ def start(folder: Path, output: IO[bytes]) -> Rabbit:
     }
     process = children.start([server], cwd=folder, env=environment, output=output)
     deadline = time.monotonic() + START_WITHIN_S
-    while not answers(port):
+    while not is_answering(port):
         assert process.poll() is None, f"RabbitMQ ended with code {process.returncode}"
-        assert time.monotonic() < deadline, "RabbitMQ does not answer"
+        assert time.monotonic() < deadline, f"RabbitMQ did not answer within {START_WITHIN_S} s"
         time.sleep(0.2)
-    return Rabbit(process, f"amqp://guest:guest@127.0.0.1:{port}//", environment)
+    return RabbitMQ(process, f"amqp://guest:guest@127.0.0.1:{port}//", environment)
 
 
-def answers(port: int) -> bool:
-    """Tell whether it takes connections."""
-    from kombu import Connection  # noqa: PLC0415 -- where it is used alone
+def is_answering(port: int) -> bool:
+    """Tell whether it accepts connections."""
+    from kombu import Connection  # noqa: PLC0415 -- only needed with RabbitMQ
 
     try:
         with Connection(f"amqp://guest:guest@127.0.0.1:{port}//", connect_timeout=2) as connection:

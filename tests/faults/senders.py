@@ -1,6 +1,6 @@
-"""How do the events of a run get in, whatever is being killed?
+"""How are events sent while processes are killed?
 
-Each sender is a thread. What was not answered is sent again, which is all that a producer has to do.
+Each sender is a thread. It sends again what was not answered: a producer has to do nothing else.
 """
 
 import random
@@ -21,12 +21,13 @@ from worker.producer import Producer
 
 BATCH = 10
 SHARDS = 8
-AGAIN_S = 0.1
-KEPT = 20_000
+RETRY_AFTER_S = 0.1
+REMEMBERED = 20_000
+"""How many answered events a sender remembers, to send them again if Valkey lost them."""
 
 
-class Sender(threading.Thread, ABC):
-    """What all senders share: they end when asked, and an error that nobody expected ends the run."""
+class Activity(threading.Thread, ABC):
+    """A thread that works until it is told to stop. An unexpected error is stored, and ends the run."""
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -35,22 +36,22 @@ class Sender(threading.Thread, ABC):
 
     def run(self) -> None:
         try:
-            self.send_all()
+            self.work()
         except BaseException as error:
             self.error = error
             raise
 
     @abstractmethod
-    def send_all(self) -> None:
-        """Send until asked to stop."""
+    def work(self) -> None:
+        """Work until `stopping` is set."""
 
 
-class StreamDoor(Sender):
-    """Adds the traffic to the streams at a rate. Wakes a drain for half of the batches, as a plain XADD does not.
+class StreamSender(Activity):
+    """Adds the traffic to the streams at a rate. It wakes a drain for half of the batches; a plain XADD wakes none.
 
-    `answered`: events that XADD answered. `forgotten`: those of them that Valkey did not find in its append-only
-    file after it was killed (it may put off a write while the disk is busy); they are added again, as a
-    producer may that asks the stream for its last id.
+    `answered` counts the events whose XADD was answered. `lost_by_valkey` counts those of them that were missing after
+    Valkey was killed: it may delay a write to its append-only file while the disk is busy. They are added again. A
+    producer can do the same: it asks the stream for its last id.
     """
 
     def __init__(self, stop: threading.Event, redis_url: str, broker_url: str, traffic: Traffic, rate: float) -> None:
@@ -59,11 +60,11 @@ class StreamDoor(Sender):
         self.app = broker.make_app(broker_url)
         self.traffic = traffic
         self.rate = rate
-        self.waking = random.Random(1)
-        self.answered = self.again = self.forgotten = 0
-        self.kept: list[tuple[int, str, bytes]] = []
+        self.random = random.Random(1)
+        self.answered = self.sent_again = self.lost_by_valkey = 0
+        self.answered_entries: list[tuple[int, str, bytes]] = []
 
-    def send_all(self) -> None:
+    def work(self) -> None:
         due = time.monotonic()
         while not self.stopping.is_set():
             placed = [(streams.shard_of(org_id, SHARDS), raw) for org_id, raw in self.traffic.batch(BATCH)]
@@ -73,49 +74,55 @@ class StreamDoor(Sender):
         self.app.close()
 
     def add(self, placed: list[tuple[int, bytes]]) -> None:
-        """Add a batch, again until it is answered."""
+        """Add a batch; repeat until it is answered."""
         while True:
             try:
                 self.try_add(placed)
             except RedisError:
-                self.again += len(placed)
-                time.sleep(AGAIN_S)
-                self.add_forgotten()
+                self.sent_again += len(placed)
+                time.sleep(RETRY_AFTER_S)
+                self.add_lost()
             else:
                 return
 
     def try_add(self, placed: list[tuple[int, bytes]]) -> None:
-        wakes = self.waking.random() < 0.5
+        wakes = self.random.random() < 0.5
         with self.redis.pipeline(transaction=True) as pipeline:
             streams.queue(pipeline, placed)
             if not wakes:
-                pipeline.command_stack.pop()  # a plain XADD does not say that it will wake a drain
-            answers = pipeline.execute()
+                pipeline.command_stack.pop()  # a plain XADD does not set the awake key
+            replies = pipeline.execute()
         self.answered += len(placed)
-        ids = answers[: len(placed)]
-        self.kept += [(shard, entry_id.decode(), raw) for (shard, raw), entry_id in zip(placed, ids, strict=True)]
-        del self.kept[:-KEPT]
-        if wakes and answers[-1]:
-            with suppress(OperationalError):  # the sweep will
+        ids = replies[: len(placed)]
+        self.answered_entries += [
+            (shard, entry_id.decode(), raw) for (shard, raw), entry_id in zip(placed, ids, strict=True)
+        ]
+        del self.answered_entries[:-REMEMBERED]
+        if wakes and replies[-1]:
+            with suppress(OperationalError):  # then the sweep wakes a drain
                 broker.wake(self.app)
 
-    def add_forgotten(self) -> None:
-        """Add anew, in their order, what was answered and is above its stream's last id: the server lost it."""
+    def add_lost(self) -> None:
+        """Add the events that the server lost, in their order: those with an id above the last id of their stream."""
         try:
             last = last_ids(self.redis)
-            lost = [(shard, raw) for shard, entry_id, raw in self.kept if streams.order_of(entry_id) > streams.order_of(last[shard])]
+            lost = [
+                (shard, raw)
+                for shard, entry_id, raw in self.answered_entries
+                if streams.order_of(entry_id) > streams.order_of(last[shard])
+            ]
             if lost:
                 with self.redis.pipeline(transaction=True) as pipeline:
                     streams.queue(pipeline, lost)
                     pipeline.execute()
-                self.forgotten += len(lost)
-                self.kept.clear()
+                self.lost_by_valkey += len(lost)
+                self.answered_entries.clear()
         except RedisError:
-            return  # asked again before the next batch
+            return  # tried again before the next batch
 
 
 def last_ids(redis: Redis) -> list[str]:
-    """Return the last id that each stream gave out."""
+    """Return the last entry id of each stream."""
     ids = []
     for shard in range(SHARDS):
         name = streams.stream_of(shard)
@@ -124,8 +131,8 @@ def last_ids(redis: Redis) -> list[str]:
     return ids
 
 
-class CeleryDoor(Sender):
-    """Sends `events.post` through the broker; `sent` holds what the broker took."""
+class CelerySender(Activity):
+    """Sends `events.post` through the broker. `sent` holds the lists that the broker accepted."""
 
     def __init__(self, stop: threading.Event, broker_url: str, lists: Iterator[list[Event]], every_s: float) -> None:
         super().__init__(stop)
@@ -133,9 +140,9 @@ class CeleryDoor(Sender):
         self.lists = lists
         self.every_s = every_s
         self.sent: list[list[Event]] = []
-        self.again = 0
+        self.sent_again = 0
 
-    def send_all(self) -> None:
+    def work(self) -> None:
         for events in self.lists:
             if self.stopping.wait(self.every_s):
                 break
@@ -147,19 +154,19 @@ class CeleryDoor(Sender):
             try:
                 self.app.send_task("events.post", args=[events], queue=broker.EVENTS, routing_key=broker.EVENTS)
             except OperationalError:
-                self.again += 1
-                time.sleep(AGAIN_S)
+                self.sent_again += 1
+                time.sleep(RETRY_AFTER_S)
             else:
                 self.sent.append(events)
                 return
 
 
-def send_surely(producer: Producer, events: list[Event]) -> None:
-    """Send by our own producer until it is answered."""
+def send_until_answered(producer: Producer, events: list[Event]) -> None:
+    """Send with our own producer; repeat until it is answered."""
     while True:
         try:
             producer.send(events)
         except RedisError:
-            time.sleep(AGAIN_S)
+            time.sleep(RETRY_AFTER_S)
         else:
             return

@@ -1,4 +1,7 @@
-"""Servers that die, hang, refuse or change while a real worker posts: what was added is posted once, unaided."""
+"""Servers die, hang, refuse or change while a real worker posts: each event is posted once, without help.
+
+The numbers of faults are rows of the table in tests/README.md.
+"""
 
 import time
 
@@ -7,7 +10,7 @@ import pytest
 import redis
 
 from tests.acceptance.relay import Relay
-from tests.faults.asks import grant, send, usage
+from tests.faults.events_and_pages import grant, send, usage
 from tests.servers import server_folder
 from worker.audit.ledger import audit_ledger
 from worker.intake.streams import shard_of, stream_of
@@ -17,12 +20,12 @@ from worker.producer import Producer
 
 RESUMES_WITHIN_S = 5
 AWAY_S = 18
-"""Long enough for a back-off that doubles to be away for longer than it takes to resume."""
+"""How long Postgres is away: long enough for a doubling back-off to grow beyond RESUMES_WITHIN_S."""
 STREAM = stream_of(shard_of("org_a", 8))
 
 
 @pytest.fixture
-def sweeping(processes):
+def worker_with_schedule(processes):
     """Give the function that starts a worker and a schedule."""
 
     def start(env=None):
@@ -33,22 +36,24 @@ def sweeping(processes):
     return start
 
 
-def test_a_half_open_connection_to_redis_is_noticed_within_a_minute(sweeping, redis_relay, client, refs, wait_until):
-    """Fault 11."""
-    worker = sweeping({"REDIS_URL": redis_relay.redis_url})
+def test_a_worker_with_a_half_open_connection_to_redis_posts_again_within_a_minute(
+    worker_with_schedule, redis_relay, client, refs, wait_until
+):
+    """Fault 11 of tests/README.md."""
+    worker = worker_with_schedule({"REDIS_URL": redis_relay.redis_url})
     send(client, usage("u1"))
     wait_until(lambda: refs() == ["u1"])
-    redis_relay.die_silently()
+    redis_relay.drop_silently()
     send(client, usage("u2"))
     wait_until(lambda: refs() == ["u1", "u2"], within_s=60)
     assert worker.poll() is None
 
 
 def test_events_wait_while_postgres_is_away_and_are_posted_when_it_is_back(
-    sweeping, postgres_relay, client, refs, waiting, dead, wait_until
+    worker_with_schedule, postgres_relay, client, refs, count_waiting, dead_letters, wait_until
 ):
-    """Fault 18; for five minutes, a back-off that outlasts the server's return."""
-    worker = sweeping({"DATABASE_URL": postgres_relay.database_url})
+    """Fault 18. A long absence only matters for the back-off: it must not go on for long after the server is back."""
+    worker = worker_with_schedule({"DATABASE_URL": postgres_relay.database_url})
     send(client, usage("u1"))
     wait_until(lambda: refs() == ["u1"])
     postgres_relay.shut()
@@ -57,20 +62,20 @@ def test_events_wait_while_postgres_is_away_and_are_posted_when_it_is_back(
     while time.monotonic() < back_at:
         number += 1
         send(client, usage(f"u{number}"))
-        time.sleep(1)  # it is the time away that is tested
+        time.sleep(1)  # the test is about how long Postgres is away
     assert refs() == ["u1"]
-    assert waiting() == number - 1
+    assert count_waiting() == number - 1
     postgres_relay.open()
-    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    wait_until(lambda: count_waiting() == 0, within_s=RESUMES_WITHIN_S)
     assert refs() == [f"u{n}" for n in range(1, number + 1)]
-    assert dead() == []
+    assert dead_letters() == []
     assert worker.poll() is None
 
 
-def test_a_connection_lost_at_commit_posts_once(
-    sweeping, postgres_relay, connection, client, refs, waiting, wait_until
+def test_a_batch_whose_connection_is_lost_at_the_commit_is_posted_once(
+    worker_with_schedule, postgres_relay, connection, client, refs, count_waiting, wait_until
 ):
-    """Fault 17: the server commits, and nobody hears of it."""
+    """Fault 17: the server commits, but its reply is lost."""
     connection.execute(
         "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock_shared(17); RETURN NULL; END'"
@@ -80,22 +85,25 @@ def test_a_connection_lost_at_commit_posts_once(
         " FOR EACH ROW EXECUTE FUNCTION hold()"
     )
     connection.execute("SELECT pg_advisory_lock(17)")
-    sweeping({"DATABASE_URL": postgres_relay.database_url})
+    worker_with_schedule({"DATABASE_URL": postgres_relay.database_url})
     send(client, usage("u1"), grant("g"), usage("u2"))
-    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    wait_until(lambda: connection.execute(held).fetchone()[0] == 1)
+    waiting_for_lock = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    wait_until(lambda: connection.execute(waiting_for_lock).fetchone()[0] == 1)
     postgres_relay.cut()
     connection.execute("SELECT pg_advisory_unlock(17)")
-    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    wait_until(lambda: count_waiting() == 0, within_s=RESUMES_WITHIN_S)
     assert refs() == ["u1", "g", "u2"]
     assert audit_ledger(connection).findings == []
 
 
-def test_a_connection_lost_in_mid_transaction_posts_once(
-    sweeping, connection, database_url, client, refs, waiting, wait_until
+def test_a_batch_whose_connection_is_lost_inside_the_transaction_is_posted_once(
+    worker_with_schedule, connection, database_url, client, refs, count_waiting, wait_until
 ):
-    """Fault 17."""
-    sweeping()
+    """Fault 17 of tests/README.md."""
+    worker_with_schedule()
     send(client, usage("u1"))
     wait_until(lambda: refs() == ["u1"])
     blocked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -104,7 +112,7 @@ def test_a_connection_lost_in_mid_transaction_posts_once(
         send(client, usage("u2"))
         [(pid,)] = wait_until(lambda: connection.execute(blocked).fetchall())
         connection.execute("SELECT pg_terminate_backend(%s)", [pid])
-    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    wait_until(lambda: count_waiting() == 0, within_s=RESUMES_WITHIN_S)
     assert refs() == ["u1", "u2"]
 
 
@@ -121,37 +129,37 @@ def test_a_connection_lost_in_mid_transaction_posts_once(
         pytest.param("SELECT refuse('40001')", "SELECT allow()", id="20-serialisation"),
     ],
 )
-def test_a_postgres_that_refuses_all_writes_costs_nothing_but_time(
-    sweeping, connection, database_url, client, refs, waiting, dead, wait_until, refuse, allow
+def test_while_postgres_refuses_all_writes_events_wait_and_are_posted_afterwards(
+    worker_with_schedule, connection, database_url, client, refs, count_waiting, dead_letters, wait_until, refuse, allow
 ):
-    """The full disk is a trigger that says so: no test can fill one without a mount of its own."""
+    """Faults 19 and 20. A trigger raises the error of a full disk: a test cannot fill a disk without its own mount."""
     connection.execute(REFUSING)
-    sweeping()
+    worker_with_schedule()
     send(client, usage("u1"))
     wait_until(lambda: refs() == ["u1"])
-    wait_until(lambda: waiting() == 0)
+    wait_until(lambda: count_waiting() == 0)
     name = connection.info.dbname
     others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
     connection.execute(refuse.format(name))
     connection.execute(others, [name])
     send(client, usage("u2"))
     wait_until(lambda: oldest_age_s(client) > 3, within_s=10)
-    assert waiting() == 1
-    assert dead() == []
+    assert count_waiting() == 1
+    assert dead_letters() == []
     connection.execute("SET default_transaction_read_only = off")
     connection.execute(allow.format(name))
     connection.execute(others, [name])
-    wait_until(lambda: waiting() == 0, within_s=RESUMES_WITHIN_S)
+    wait_until(lambda: count_waiting() == 0, within_s=RESUMES_WITHIN_S)
     assert refs() == ["u1", "u2"]
-    assert dead() == []
+    assert dead_letters() == []
 
 
 REFUSING = """
 CREATE FUNCTION refuse(code text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    EXECUTE format('CREATE FUNCTION refuse_line() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN'
+    EXECUTE format('CREATE FUNCTION refuse_movement() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN'
         ' RAISE EXCEPTION USING ERRCODE = %L, MESSAGE = ''refused''; END $f$', code);
-    CREATE TRIGGER refused BEFORE INSERT ON movements FOR EACH ROW EXECUTE FUNCTION refuse_line();
+    CREATE TRIGGER refused BEFORE INSERT ON movements FOR EACH ROW EXECUTE FUNCTION refuse_movement();
 END
 $$;
 CREATE FUNCTION allow() RETURNS void LANGUAGE sql AS 'DROP TRIGGER refused ON movements';
@@ -159,19 +167,19 @@ CREATE FUNCTION allow() RETURNS void LANGUAGE sql AS 'DROP TRIGGER refused ON mo
 
 
 def oldest_age_s(client):
-    """Return how long the oldest event has waited: what the metric shows."""
+    """Return how many seconds the oldest event has waited, as the metric computes it."""
     [(entry_id, _)] = client.xrange(STREAM, count=1)
     return client.time()[0] - int(entry_id.split(b"-")[0]) / 1000
 
 
 def is_well(processes, worker):
-    """Tell whether a worker is alive and means to stay so: giving up, it takes a while to end."""
+    """Tell whether a worker is alive and has not given up: after it gives up, it takes a while to end."""
     return worker.poll() is None and "Unrecoverable error" not in processes.output(worker)
 
 
 @pytest.fixture
 def own_valkey():
-    """Give a folder for a Valkey of the test's own, and the function that starts it there, again after its death."""
+    """Give the function that starts a Valkey that only this test uses. A second call with the same name restarts it."""
     with server_folder() as folder, (folder / "log").open("wb") as log:
         started = []
 
@@ -184,17 +192,17 @@ def own_valkey():
             children.stop(server.process, SIGNALS, within_s=10)
 
 
-def test_a_redis_that_is_killed_and_restarted_has_kept_everything_and_all_resumes(
-    processes, sweeping, own_valkey, refs, connection, wait_until
+def test_after_redis_is_killed_and_restarted_every_event_is_posted_and_the_worker_goes_on(
+    processes, worker_with_schedule, own_valkey, refs, connection, wait_until
 ):
-    """Fault 8: broker, streams and feeds at once."""
+    """Fault 8: this Redis is broker, streams and feeds at once."""
     server = own_valkey()
-    worker = sweeping({"REDIS_URL": server.url})
+    worker = worker_with_schedule({"REDIS_URL": server.url})
     with Producer(server.url) as producer:
         producer.usage("org_a", "u1", "ai_usage", 1)
     wait_until(lambda: refs() == ["u1"])
     with psycopg.connect(connection.info.dsn) as locking:
-        locking.execute("SELECT FROM organisations FOR UPDATE")  # so that something waits when it dies
+        locking.execute("SELECT FROM organisations FOR UPDATE")  # so that events wait when Redis dies
         with redis.Redis.from_url(server.url) as client:
             send(client, usage("u2"), usage("u3"))
             client.execute_command("WAITAOF", 1, 0, 5000)
@@ -207,17 +215,17 @@ def test_a_redis_that_is_killed_and_restarted_has_kept_everything_and_all_resume
     assert is_well(processes, worker)
 
 
-def test_a_failover_of_redis_to_a_replica_loses_nothing_that_the_replica_had(
-    processes, sweeping, own_valkey, refs, wait_until, connection
+def test_a_failover_of_redis_to_a_replica_loses_no_event_that_the_replica_held(
+    processes, worker_with_schedule, own_valkey, refs, wait_until, connection
 ):
-    """Fault 34: the workers meet another server behind the same address, with ids below the offset."""
+    """Fault 34: the same address leads to another server, whose new ids are below the offset."""
     first, second = own_valkey("first"), own_valkey("second")
     with redis.Redis.from_url(first.url) as master, redis.Redis.from_url(second.url) as replica:
         password = master.connection_pool.connection_kwargs["password"]
         replica.config_set("masterauth", password)
         replica.replicaof("127.0.0.1", master.connection_pool.connection_kwargs["port"])
         with Relay(first.url) as relay:
-            worker = sweeping({"REDIS_URL": relay.redis_url})
+            worker = worker_with_schedule({"REDIS_URL": relay.redis_url})
             send(master, usage("u1"))
             wait_until(lambda: refs() == ["u1"])
             master.xadd(STREAM, {"event": b'{"type":"settle","org_id":"org_a"}'}, id=f"{2**42}-0")
@@ -227,7 +235,7 @@ def test_a_failover_of_redis_to_a_replica_loses_nothing_that_the_replica_had(
             children.end_group(first.process)
             replica.replicaof("NO", "ONE")
             replica.config_set("requirepass", password)
-            replica.delete(STREAM)  # its clock is slower: what it gives out now is below the offset
+            replica.delete(STREAM)  # its clock is behind: its new ids are below the offset
             send(replica, usage("u2"), usage("u3"))
             relay.url = relay.url._replace(
                 netloc=f":{password}@127.0.0.1:{replica.connection_pool.connection_kwargs['port']}"

@@ -104,7 +104,7 @@ def test_a_command_imports_from_the_checkout_and_uses_its_state_folder(run, exec
     assert env["USAGE_FEEDS_STATE"] == str(RUN.parent / ".usage-feeds")
 
 
-@pytest.mark.parametrize(("name", "module"), [("faults", "tests.faults.long"), ("bench", "tests.bench")])
+@pytest.mark.parametrize(("name", "module"), [("faults", "tests.faults.long_run"), ("bench", "tests.bench")])
 def test_the_commands_faults_and_bench_run_their_modules(run, executed, name, module):
     run.main([name, "--json", "file"])
 
