@@ -41,7 +41,7 @@ def format_instant(instant: datetime) -> str:
     return format_utc(instant.astimezone(UTC), "microseconds")
 
 
-@lru_cache(maxsize=16)  # called twice for each movement: for its hash, then for its row
+@lru_cache(maxsize=1024)  # of all movements that are sent together, first for their hashes, then for the column
 def format_draws(draws: tuple[tuple[int, int], ...]) -> str:
     """Return which grant (by number) gave how many credits, as the ledger stores it."""
     return ",".join([f"{grant_no}:{drawn}" for grant_no, drawn in draws])

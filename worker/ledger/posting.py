@@ -58,6 +58,9 @@ class State(Enum):
     CLOSED = auto()  # it is used up, expired or revoked, and stays so
 
 
+PENDING, ACTIVE, CLOSED = State  # on Python 3.11 `State.PENDING` takes 70 ns, and settling checks every open grant
+
+
 @dataclass(slots=True)
 class Grant:
     """Credits that a plan or a promotion gave.
@@ -85,8 +88,8 @@ class Grant:
     def state(self) -> State:
         """Return what the grant is good for."""
         if not self.open:
-            return State.CLOSED
-        return State.PENDING if self.allot_position is None else State.ACTIVE
+            return CLOSED
+        return PENDING if self.allot_position is None else ACTIVE
 
 
 @dataclass(slots=True)
@@ -154,14 +157,12 @@ def settle(organisation: Organisation, terms: Terms) -> None:
 def find_due_changes(organisation: Organisation, terms: Terms) -> Iterator[Change]:
     """Yield the starts and ends of open grants that have come."""
     for grant in organisation.grants.values():
-        state = grant.state
-        if state is State.CLOSED:
+        if not grant.open:
             continue
-        if state is State.PENDING:
-            starts_at = grant.effective_at or ALWAYS
-            if starts_at > terms.now:
+        if grant.state is PENDING:
+            if (grant.effective_at or ALWAYS) > terms.now:
                 continue
-            yield Change(starts_at, False, grant)
+            yield Change(grant.effective_at or ALWAYS, False, grant)
         if grant.expires_at and grant.expires_at <= terms.now - terms.expiry_grace:
             yield Change(grant.expires_at + terms.expiry_grace, True, grant)
 
@@ -212,7 +213,7 @@ def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime)
 def list_drawable(organisation: Organisation) -> list[Grant]:
     """Return the active grants in draw order. The list is kept until one of them closes."""
     if organisation.draw_list is None:
-        active = [grant for grant in organisation.grants.values() if grant.state is State.ACTIVE]
+        active = [grant for grant in organisation.grants.values() if grant.state is ACTIVE]
         organisation.draw_list = sorted(active, key=draw_order)
     return organisation.draw_list
 
@@ -231,8 +232,7 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
         return
     organisation.grant_count += 1
     content = {name: getattr(event, name) for name in GRANT_CONTENT}
-    grant = Grant(organisation.grant_count, event.grant_ref, **content)
-    organisation.grants[grant.grant_ref] = grant
+    organisation.grants[event.grant_ref] = grant = Grant(organisation.grant_count, event.grant_ref, **content)
     organisation.changed_grants[grant.grant_no] = grant
     organisation.settled_at = None
     if (grant.effective_at or ALWAYS) <= terms.now:
@@ -248,7 +248,7 @@ def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -
     grant = organisation.grants.get(revoke.grant_ref)
     if grant is None:
         raise GrantUnknown("no grant with this grant_ref has been posted")
-    if grant.state is not State.CLOSED:
+    if grant.state is not CLOSED:
         grant.revoke_reason = revoke.reason
         close(organisation, terms, grant, Kind.REVOKE)
     elif grant.drawn == grant.credits and grant.revoke_reason is None:

@@ -25,11 +25,10 @@ from worker.events import (
     parse_event,
 )
 from worker.ledger.arrays import (
-    MovementRow,
+    HashedMovement,
     format_array,
     format_columns,
     format_grants,
-    format_movement,
     format_movements,
     format_organisations,
 )
@@ -246,24 +245,23 @@ def post_events(batch: Batch, events: Sequence[tuple[Entry, Event]]) -> None:
 
 def write_movements(batch: Batch, org_ids: Iterable[str]) -> None:
     """Send the new movements of organisations to Postgres, and move them to the result."""
-    rows: list[MovementRow] = []
+    hashed: list[HashedMovement] = []
     for org_id in org_ids:
         organisation = batch.organisations[org_id]
         if organisation.movements:
-            rows += hash_movements(batch, organisation)
+            hashed += hash_movements(batch.org_nos[org_id], organisation)
             batch.posted.movements.setdefault(org_id, []).extend(organisation.movements)
             organisation.movements.clear()
-    if rows:
-        batch.connection.execute(SQL["insert_movements"], format_movements(rows))
+    if hashed:
+        batch.connection.execute(SQL["insert_movements"], format_movements(hashed, batch.ledger.usage_numbers))
 
 
-def hash_movements(batch: Batch, organisation: Organisation) -> Iterator[MovementRow]:
-    """Hash the organisation's new movements, each with the one before it, and yield their rows."""
-    org_no, usage_numbers = batch.org_nos[organisation.org_id], batch.ledger.usage_numbers
+def hash_movements(org_no: int, organisation: Organisation) -> Iterator[HashedMovement]:
+    """Yield the organisation's new movements with their hashes, each of which includes the one before it."""
     last_hash = organisation.last_hash or initial_hash(organisation.org_id)
     for movement in organisation.movements:
         last_hash = next_hash(last_hash, movement)
-        yield format_movement(org_no, movement, usage_numbers, last_hash)
+        yield HashedMovement(org_no, movement, last_hash)
     organisation.last_hash = last_hash
 
 
