@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
 
-from feeds.endpoint.usage import SHARED_HEADERS
+from feeds.endpoint.usage import JSON_HEADERS
 from worker.commands import serve
 
 
@@ -18,7 +18,7 @@ class Static:
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self.headers = [*SHARED_HEADERS, (b"etag", b'"' + b"x" * 24 + b'"'), (b"content-length", b"%d" % len(body))]
+        self.headers = [*JSON_HEADERS, (b"etag", b'"' + b"x" * 24 + b'"'), (b"content-length", b"%d" % len(body))]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -32,5 +32,4 @@ class Static:
 
 
 if __name__ == "__main__":
-    serve.app = Static(Path(sys.argv[2]).read_bytes())
-    asyncio.run(serve.run("127.0.0.1", int(sys.argv[1])))
+    asyncio.run(serve.run(Static(Path(sys.argv[2]).read_bytes()), "127.0.0.1", int(sys.argv[1])))
