@@ -238,7 +238,7 @@ def test_a_key_that_is_not_a_stream_is_reported(streams):
 
 
 @pytest.mark.parametrize("left", [2, 1, 0])
-def test_a_stream_that_has_given_out_the_largest_id_is_reported_whatever_is_left_of_it(streams, left):
+def test_a_stream_that_has_given_out_the_largest_id_is_reported_even_if_that_entry_is_deleted(streams, left):
     streams.xadd("events:{3}", {"event": "{}"}, id="1-1")
     streams.xadd("events:{3}", {"event": "{}"}, id=LARGEST_ID)
     for entry_id in [LARGEST_ID, "1-1"][: 2 - left]:

@@ -4,7 +4,7 @@
 
 -- name: begin_snapshot
 -- One moment for all queries. Memory for sorts; movements are many and narrow, so sorting them on every core pays.
--- Statements may run for as long as a large ledger needs, whatever limit the user has. Waiting for a lock is limited.
+-- Statements may run for as long as a large ledger needs, despite any limit of the user. Waiting for a lock is limited.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL jit = off;

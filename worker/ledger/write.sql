@@ -21,7 +21,7 @@ SELECT
     set_config('enable_mergejoin', 'off', true);
 
 -- name: find_buried
--- The dead letters that came from these entries. After Redis was wiped an id can return, so the caller compares digests.
+-- The dead letters that came from these entries. After Redis was wiped an id may return: the caller compares digests.
 SELECT d.stream, d.entry_id, d.digest
 FROM unnest(%(streams)s::text[], %(entry_ids)s::text[]) AS e (stream, entry_id)
 JOIN dead_letters AS d USING (stream, entry_id);
@@ -64,9 +64,9 @@ CROSS JOIN LATERAL (
 
 -- name: read_usages
 -- The usage kind and the credits of those usages of the batch that are posted. A usage is the sum of its movements: at
--- most two, of one usage kind. Only movements_by_usage_ref has the order below, so the planner uses it whatever its
--- statistics say. With the statistics of a ledger that held only grants, it read all movements of an organisation for
--- each ref, and a batch took a second.
+-- most two, of one usage kind. Only movements_by_usage_ref has the order below, so the planner uses it with any
+-- statistics. Without the order, and with the statistics of a ledger that held only grants, it read all movements of an
+-- organisation for each ref, and a batch took a second.
 SELECT r.org_no, r.usage_ref, known.usage_number, known.credits
 FROM unnest(%(ref_org_nos)s::bigint[], %(usage_refs)s::text[]) AS r (org_no, usage_ref)
 CROSS JOIN LATERAL (
