@@ -43,7 +43,7 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hi
         org_id: The organisation that the caller may read.
         feed: Which of its feeds.
         place: Which part of that feed.
-        answer: What the cache has just answered, if it was already asked.
+        answer: The answer of the cache, if it was already read.
 
     Raises:
         PostgresAway: The cache has no answer and Postgres gives none in time.

@@ -55,7 +55,7 @@ def publish(
     posted: Mapping[str, Sequence[Movement]],
     repeated: Collection[str] = (),
 ) -> Published:
-    """Bring the cached feeds up to date with a committed batch. When it returns every read shows the batch.
+    """Bring the cached feeds up to date with a committed batch. When it returns, every read includes the batch.
 
     Args:
         feeds_redis: The connection to the feeds' Redis.

@@ -34,7 +34,7 @@ class RequestKey(NamedTuple):
 
 
 class RenderedPage(NamedTuple):
-    """A page as it was sent, and the moment of the feed that it shows."""
+    """A page as it was sent, and the epoch and count of its feed at that moment."""
 
     epoch: UUID
     total: int

@@ -1,4 +1,4 @@
-"""Who tries keys learns nothing, neither by what is answered nor by the work that it takes."""
+"""A caller that tries keys learns nothing, neither from the answers nor from the work that they take."""
 
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from tests.integration.endpoint_requests import PATH, headers_of
 
 @pytest.fixture
 def work():
-    """Give the list of round trips: to Postgres by their statement, to Redis by their bytes, without the own looks."""
+    """Give the list of round trips that requests cause: statements to Postgres, and bytes written to Redis."""
     seen, fetch, flush = [], Postgres.fetch, RedisProtocol.flush
 
     async def watched_fetch(postgres, query, parameters):
@@ -21,10 +21,10 @@ def work():
             seen.append((query, tuple(parameters)))
         return await fetch(postgres, query, parameters)
 
-    def watched_flush(wire):
-        if b"INFO" not in b"".join(wire.unsent):
-            seen.append(b"".join(wire.unsent))
-        flush(wire)
+    def watched_flush(connection):
+        if b"INFO" not in b"".join(connection.unsent):
+            seen.append(b"".join(connection.unsent))
+        flush(connection)
 
     with patch.object(Postgres, "fetch", watched_fetch), patch.object(RedisProtocol, "flush", watched_flush):
         yield seen
@@ -42,13 +42,13 @@ def test_unknown_revoked_and_expired_keys_get_the_same_answer_for_the_same_work(
         outcomes.append(([(answer.status_code, answer.headers, answer.content) for answer in answers], list(work)))
 
     (answers, trips), *others = outcomes
-    assert len(trips) == 1  # one question to Postgres; then the answer is remembered for a second
+    assert len(trips) == 1  # one read of Postgres, then the denial is remembered for a second
     assert answers[0][0] == 401
     assert answers == [answers[0]] * 3
     assert others == [(answers, trips)] * 2
 
 
-def test_what_cannot_be_a_key_is_refused_without_any_work(client, seeded, work):
+def test_a_text_that_cannot_be_a_key_is_refused_without_any_work(client, seeded, work):
     _, secret = create_key(seeded, org_id="org_a")
     mistyped = secret[:-1] + ("a" if secret[-1] != "a" else "b")
     for nonsense in (mistyped, "x", secret + "x", "ufk_" + "é" * 36, "'; DROP TABLE api_keys; --"):
@@ -61,7 +61,7 @@ def test_what_cannot_be_a_key_is_refused_without_any_work(client, seeded, work):
     "hostile",
     ["org_a'; DROP TABLE api_keys; --", "' OR '1'='1", "\\' OR 1 = 1 --", "$1", "%(org_id)s", "%", "é", "org_a\\"],
 )
-def test_an_organisation_named_in_sql_is_nobodys(client, seeded, hostile):
+def test_sql_in_the_name_of_an_organisation_is_forbidden(client, seeded, hostile):
     seeded.execute("INSERT INTO members (org_id, user_id, role) VALUES ('org_a', 'user', 'billing')")
     _, secret = create_key(seeded, user_id="user")
 
