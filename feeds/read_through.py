@@ -35,7 +35,7 @@ class FeedId(NamedTuple):
     number: int
 
 
-async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hit | Miss | None = None) -> Slice:
+async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, reply: Hit | Miss | None = None) -> Slice:
     """Return the items at a place of an organisation's feed as they are now: from the cache, else from Postgres.
 
     Args:
@@ -43,37 +43,39 @@ async def read(feeds: Feeds, org_id: str, feed: Filter, place: Place, answer: Hi
         org_id: The organisation that the caller may read.
         feed: Which of its feeds.
         place: Which part of that feed.
-        answer: The answer of the cache, if it was already read.
+        reply: What the cache has just replied, if it was already read.
 
     Raises:
-        PostgresAway: The cache has no answer and Postgres gives none in time.
+        PostgresAway: The cache has no valid items, and Postgres gives none in time or only older ones than this process
+            has already served.
     """
-    epoch = feeds.cache.epochs.current  # the cache builds its keys before it awaits: they are of this epoch
+    # The cache builds its keys before it awaits, and an earlier reply was checked against the current epoch just now.
+    epoch = feeds.cache.epochs.current
     number = number_of(feed, feeds.store.usage_numbers)
     if number is None:
         return Slice(NO_EPOCH, 0, 0, [])
-    if answer is None:
-        answer = await feeds.cache.read(org_id, number, place)
-    if isinstance(answer, Hit):
+    if reply is None:
+        reply = await feeds.cache.read(org_id, number, place)
+    if isinstance(reply, Hit):
         counters.hits["redis"] += 1
         assert epoch is not None, "without an epoch there is no key"
-        return Slice(epoch, answer.total, cut(place, answer.total).newest, answer.items)
-    counters.misses[answer.reason] += 1
+        return Slice(epoch, reply.total, cut(place, reply.total).newest, reply.items)
+    counters.misses[reply.reason] += 1
     try:
         async with asyncio.timeout(READ_WITHIN_S):
             for _ in range(TRIES):
-                found = await read_ledger(feeds, FeedId(org_id, feed, number), place, answer)
+                found = await read_ledger(feeds, FeedId(org_id, feed, number), place, reply)
                 if feeds.cache.note_read(org_id, number, found):
-                    break
-            return found
+                    return found
     except TimeoutError as error:
-        raise PostgresAway("no page in time") from error
+        raise PostgresAway(f"no items within {READ_WITHIN_S} s") from error
+    raise PostgresAway("its items are older than what was served; if it was restored, run `usage-feeds rebuild`")
 
 
 def make_revalidation(  # noqa: PLR0913, PLR0917 -- the request, and the moment of the page
     feeds: Feeds, org_id: str, feed: Filter, place: Place, epoch: UUID, total: int
 ) -> Revalidation | None:
-    """Return the request whether a page is still current; None while the cache cannot answer it."""
+    """Return the request that asks Redis whether a page is still current; None while Redis cannot answer it."""
     number = number_of(feed, feeds.store.usage_numbers)
     if number is None or epoch != feeds.cache.epochs.current:
         return None
@@ -81,9 +83,10 @@ def make_revalidation(  # noqa: PLR0913, PLR0917 -- the request, and the moment 
 
 
 async def read_ledger(feeds: Feeds, feed: FeedId, place: Place, miss: Miss) -> Slice:
-    """Return the items at a place from Postgres, read once for all concurrent callers. Refills the feed if it is cold.
+    """Return the items at a place after a miss, read once for all concurrent callers.
 
-    Raises `PostgresAway`.
+    Refills the cached feed first, unless Redis is away or the page lies beyond the cached window. Raises
+    `PostgresAway`.
     """
     store, run = feeds.store, feeds.single_flight.run
 
@@ -113,9 +116,9 @@ async def refill(feeds: Feeds, feed: FeedId) -> Slice:
     """
     cache, (org_id, filter_, number) = feeds.cache, feed
     epoch = cache.epochs.current
-    answer = await cache.read(org_id, number, Place(cache.window))
-    if isinstance(answer, Hit) and epoch is not None:  # another process has just refilled it
-        return Slice(epoch, answer.total, answer.total, answer.items)
+    reply = await cache.read(org_id, number, Place(cache.window))
+    if isinstance(reply, Hit) and epoch is not None:  # another process has just refilled it
+        return Slice(epoch, reply.total, reply.total, reply.items)
     for _ in range(TRIES):
         fence = await cache.fence(org_id, number)
         newest = await read_newest(feeds.store, org_id, filter_, cache.window)

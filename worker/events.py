@@ -132,10 +132,14 @@ Event = UsageEvent | GrantEvent | RevokeEvent | SettleEvent
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
-def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT) -> Event:
-    """Return the event in the JSON `raw`. Raises EventTooLarge, EventUndecodable or EventInvalid."""
-    if len(raw) > EVENT_BYTES:
-        raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {len(raw)}")
+def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT, uncut_size: int | None = None) -> Event:
+    """Return the event in the JSON `raw`. Raises EventTooLarge, EventUndecodable or EventInvalid.
+
+    `uncut_size`: how many bytes the event had before `raw` was cut.
+    """
+    size = len(raw) if uncut_size is None else uncut_size
+    if size > EVENT_BYTES:
+        raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {size}")
     if not raw:
         raise EventUndecodable("the stream entry has no field `event`, or an empty one")
     try:

@@ -138,14 +138,14 @@ class CachedFeeds:
         command = ("EVALSHA", RANGE.digest, 2, key, list_key(key, feed), feed, *place, sealed)
         return Revalidation(stamp, key, feed, place, total, sealed, pack(command))
 
-    def can_send(self, revalidation: Revalidation) -> bool:
+    def has_current_stamp(self, revalidation: Revalidation) -> bool:
         """Tell whether a revalidation is of the epoch and the server that the next command goes to."""
         return revalidation.stamp is self.epochs.stamp()
 
     async def revalidate(self, org_id: str, revalidation: Revalidation) -> Hit | Unchanged | Miss:
         """Return `Unchanged` if the page is current, else what is there now, in one round trip.
 
-        `can_send` must hold.
+        `has_current_stamp` must hold.
         """
         key, feed = revalidation.key, revalidation.feed
         try:
@@ -155,7 +155,7 @@ class CachedFeeds:
                 reply = await self.multiplexer.run_script(RANGE, keys, [feed, *revalidation.place, revalidation.sealed])
         except FeedsAway:
             return Miss(MissReason.AWAY)
-        if not self.can_send(revalidation):
+        if not self.has_current_stamp(revalidation):
             return Miss(MissReason.AWAY)
         if isinstance(reply, list) and reply[0] == revalidation.sealed:
             is_older = self.highest_served.is_older(org_id, feed, revalidation.total, self.epochs.current)
@@ -178,7 +178,7 @@ class CachedFeeds:
             key = hash_key(stamp.digest, org_id)
             commands: list[Command] = [
                 ("HSETNX", key, "gen", token_hex(8)),
-                # The time is never extended: it bounds the effect of a lost append.
+                # Never extended: if an append is lost, the feed is wrong for at most this long.
                 ("EXPIRE", key, LIFETIME_S, "NX"),
                 ("HGET", key, "gen"),
                 ("HGET", key, feed),
@@ -193,9 +193,10 @@ class CachedFeeds:
         return None
 
     async def put(self, fence: Fence, feed: int, newest: Slice) -> bool:
-        """Put the newest items of a feed into the cache.
+        """Put the newest items of a feed into the cache. Returns whether the caller is done.
 
-        Returns False if the hash has changed since the fence, or holds a newer count: then Postgres must be read again.
+        It is not done if the hash has changed since the fence or holds a newer count: then it reads Postgres again.
+        It is done without a put if the slice is of another epoch or Redis is away.
         """
         if newest.epoch != fence.epoch:
             return True  # not put: readers of the slice's epoch do not read this key

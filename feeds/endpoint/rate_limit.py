@@ -30,7 +30,7 @@ class RateLimiter:
         self._refused_until: BoundedMap[UUID, float] = BoundedMap(KEYS_MAX)
         self._full_at: BoundedMap[UUID, float] = BoundedMap(KEYS_MAX)
 
-    def require_not_refused(self, key_id: UUID) -> None:
+    def raise_if_refused(self, key_id: UUID) -> None:
         """Raise `RateLimited` for a key until its next token is due: a flood costs no round trip and no page."""
         now = time.monotonic()
         until = self._refused_until.get(key_id, 0.0)
@@ -40,7 +40,7 @@ class RateLimiter:
 
     async def take(self, key_id: UUID, rate: int) -> None:
         """Take one token, in one round trip. Raises `RateLimited`."""
-        self.require_not_refused(key_id)
+        self.raise_if_refused(key_id)
         wait_s = await self._take_from_redis(key_id, rate)
         if wait_s > 0:
             self._refused_until.store(key_id, time.monotonic() + wait_s)

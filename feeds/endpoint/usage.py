@@ -24,7 +24,7 @@ BROWSER_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-"""They keep a browser from showing an answer as a page of ours."""
+"""They keep browsers from rendering an answer as a web page."""
 COMMON_HEADERS = (
     (b"cache-control", b"private, no-cache"),
     (b"vary", b"Authorization, X-Org-ID"),
@@ -66,10 +66,10 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
     except Problem as problem:
         answer = problem_answer(problem)
     except PostgresAway as away:
-        log.warning("no page: %s", away)
+        log.warning("GET /credits/usage failed: Postgres: %s", away)
         answer = problem_answer(InternalError())
     except Exception:  # the edge: the caller gets the envelope, the operator the traceback
-        log.exception("no page")
+        log.exception("GET /credits/usage failed")
         answer = problem_answer(InternalError())
     counters.answers[answer.outcome] += 1
     body = b"" if scope["method"] == "HEAD" else answer.body
@@ -94,7 +94,7 @@ async def answer_usage(scope: Scope) -> Answer:
     if access.rate is None:
         page = await find_page(services, answer)
     else:  # concurrently, so both share one round trip
-        services.rate_limiter.require_not_refused(access.key_id)
+        services.rate_limiter.raise_if_refused(access.key_id)
         take = services.rate_limiter.take(access.key_id, access.rate)
         _, page = await asyncio.gather(take, find_page(services, answer))
     if b"if-none-match" in by_name and matches(join_values(headers, b"if-none-match"), page.etag):
@@ -116,11 +116,14 @@ async def authenticate_and_parse(services: Services, headers: Headers, query_str
 
 
 async def find_page(services: Services, answer: CachedAnswer) -> RenderedPage:
-    """Return the page as it is sent: the one that was sent last if the feed's count proves that it is current."""
+    """Return the page as it is sent: the one that was sent last if the feed's count is unchanged.
+
+    Movements are only ever added, so an equal count means an equal page.
+    """
     feeds, org_id, request, last_page = services.feeds, answer.org_id, answer.request, answer.page
     found: Hit | Miss | None = None
     if last_page is not None:
-        if answer.revalidation is None or not feeds.cache.can_send(answer.revalidation):
+        if answer.revalidation is None or not feeds.cache.has_current_stamp(answer.revalidation):
             answer.revalidation = make_revalidation(
                 feeds, org_id, request.feed, request.place, last_page.epoch, last_page.total
             )
@@ -141,8 +144,7 @@ async def find_page(services: Services, answer: CachedAnswer) -> RenderedPage:
 async def authenticate(identities: Identities, credentials: Credentials) -> Access:
     """Return what the key may read, and of which organisation. Raises `IdentityMissing` or `Forbidden`.
 
-    A personal key with several `X-Org-ID` gets an access without an organisation; it is refused after the parameters
-    were read.
+    A request with several `X-Org-ID` is refused after its parameters were read; until then they count as none.
     """
     if len(credentials.authorizations) != 1:
         raise IdentityMissing

@@ -20,6 +20,6 @@ def drain(*, as_json: bool) -> None:
         intake = Intake(connection, streams, ledger, publish, lambda: None)
         drain_all(intake)
     if as_json:
-        print_json({"posted": intake.posted - intake.buried, "buried": intake.buried})
+        print_json({"posted": intake.taken - intake.buried, "buried": intake.buried})
         return
-    click.echo(f"{count(intake.posted - intake.buried, 'event')} posted, {intake.buried:,} buried.")
+    click.echo(f"{count(intake.taken - intake.buried, 'event')} posted, {intake.buried:,} buried.")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import ResponseError
 
 from worker.intake.streams import milliseconds_of, stream_of
 
@@ -47,13 +48,15 @@ def queue_backlogs(pipeline: Pipeline, shards: Iterable[int]) -> None:
 
 
 def parse_backlogs(shards: Iterable[int], replies: Sequence[Any]) -> list[Backlog]:
-    """Return the backlogs that the replies to `queue_backlogs` hold; an error reply means a broken shard."""
+    """Return the backlogs that the replies to `queue_backlogs` hold. Raises a reply that is an error of the server."""
     return [parse_backlog(shard, reply) for shard, reply in zip(shards, replies, strict=True)]
 
 
 def parse_backlog(shard: int, reply: Any) -> Backlog:
     """Return the backlog that one reply holds."""
-    if not isinstance(reply, list):
+    if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
         return Backlog(shard, is_broken=True)
+    if isinstance(reply, Exception):
+        raise reply
     length, first_id, last_id = reply
     return Backlog(shard, length, first_id and first_id.decode(), last_id and last_id.decode())

@@ -1,7 +1,8 @@
 """How is one batch taken from the streams: leased, read, posted, published and deleted?
 
-A shard is leased by the row lock on its offset, read from its start, posted, published, and only then deleted. If a
-process dies at any point, the next drain finds what is left, and the refs make it a repeat that posts nothing.
+A shard is leased by the row lock on its offset. It is read from its start and posted; the commit ends the lease. Then
+the batch is published, and only then its entries are deleted. If a process dies at any point, the next drain finds
+the entries that are left, and their refs make them a repeat that posts nothing.
 """
 
 import random
@@ -34,7 +35,7 @@ ENOUGH = 500
 Publish = Callable[[Connection[Any], Posted, bool], None]
 
 
-class EventKills(EventRefused):
+class EventKillsProcess(EventRefused):
     """Posting it ended the process again and again. Examine it before it is replayed."""
 
 
@@ -46,7 +47,7 @@ class Outcome(Enum):
     LEFTOVERS = auto()
     """The shards hold only entries that another drain has just posted and will delete."""
     SURPLUS = auto()
-    """Other drains hold all shards in which entries wait."""
+    """No shard could be leased: other drains hold them, or nothing waits any more."""
 
 
 class WaitingShard(NamedTuple):
@@ -63,15 +64,19 @@ class WaitingShard(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A shard that is ours until the transaction ends. `is_fresh`: its offset moved within the last second."""
+    """A shard that is ours until the transaction ends. `moved_recently`: its offset moved within the last second."""
 
     shard: int
     last_entry_id: str
-    is_fresh: bool
+    moved_recently: bool
 
 
 class ShardBatch(NamedTuple):
-    """What one shard gives to a batch. `is_repeat`: it begins at or below the offset, so it was posted before."""
+    """What one shard gives to a batch.
+
+    `is_repeat`: it begins at or below the offset. So it was posted before, unless Redis lost its data since: then it
+    is new.
+    """
 
     shard: int
     entries: list[Entry]
@@ -87,12 +92,12 @@ class Intake:
         connection: To Postgres, in no transaction.
         streams: The streams' Redis.
         ledger: The facts of the ledger.
-        publish: Puts posted movements into the cached feeds. Its last argument is true if the batch was posted before:
-            then the feeds of its organisations may lack movements and are dropped.
+        publish: Puts posted movements into the cached feeds. Its last argument is true if a part of the batch may have
+            been posted before: then the feeds of its organisations may lack movements and are dropped.
         wake: Requests a successor.
         name: The value of the awake key while this drain holds it.
         seen: The id up to which each shard was read, by shard.
-        posted: How many entries this drain has taken, buried ones included.
+        taken: How many entries this drain has taken.
         buried: How many of them became dead letters.
     """
 
@@ -103,7 +108,7 @@ class Intake:
     wake: Callable[[], None]
     name: bytes = field(default_factory=lambda: secrets.token_hex(8).encode())
     seen: dict[int, str] = field(default_factory=dict)
-    posted: int = 0
+    taken: int = 0
     buried: int = 0
 
 
@@ -131,7 +136,7 @@ def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
         note_failure(intake, leased)
         raise
     counters.note_batch(posted)
-    intake.posted += sum(len(part.entries) for part in batch)
+    intake.taken += sum(len(part.entries) for part in batch)
     intake.buried += len(posted.refusals)
     return Outcome.POSTED
 
@@ -183,7 +188,7 @@ def group_shards(waiting: Sequence[WaitingShard]) -> list[list[int]]:
 def lock_offsets(intake: Intake, shards: list[int]) -> list[Lease]:
     """Lock the offsets of those shards that no other drain holds."""
     rows = intake.connection.execute(SQL["lock_offsets"], {"shards": shards})
-    return [Lease(shard, last_entry_id, is_fresh) for shard, last_entry_id, is_fresh in rows]
+    return [Lease(shard, last_entry_id, moved_recently) for shard, last_entry_id, moved_recently in rows]
 
 
 def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingShard]) -> list[ShardBatch]:
@@ -206,7 +211,7 @@ def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingS
             if entries:
                 intake.seen[lease.shard] = entries[-1].entry_id
             is_repeat = bool(entries) and order_of(entries[0].entry_id) <= order_of(lease.last_entry_id)
-            if not entries or (is_repeat and lease.is_fresh):
+            if not entries or (is_repeat and lease.moved_recently):
                 left.append((lease.shard, suspicion))
             else:
                 batch.append(ShardBatch(lease.shard, entries, suspicion, is_repeat))
@@ -219,11 +224,15 @@ def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingS
 
 def post(intake: Intake, batch: Sequence[ShardBatch]) -> Posted:
     """Post the entries of a batch; bury an entry that is condemned for killing its process."""
-    condemned = [part.entries[0] for part in batch if part.suspicion.state is State.CONDEMNED]
-    refusals = [Refusal(entry, EventKills("posting it ended the process three times")) for entry in condemned]
+    refusals, others = [], []
+    for part in batch:
+        if part.suspicion.state is State.CONDEMNED:
+            [entry] = part.entries  # `Suspicion.batch_size` is 1
+            refusals.append(Refusal(entry, EventKillsProcess("posting it ended the process three times")))
+        else:
+            others += part.entries
     if refusals:
         bury(intake.connection, refusals)
-    others = [entry for part in batch if part.suspicion.state is not State.CONDEMNED for entry in part.entries]
     posted = post_entries(intake.connection, intake.ledger, others)
     posted.refusals += refusals
     return posted
@@ -234,7 +243,7 @@ def note_failure(intake: Intake, leased: Sequence[WaitingShard]) -> None:
     with intake.streams.pipeline(transaction=False) as pipeline:
         for shard in leased:
             poison.queue_note(pipeline, shard.shard, shard.suspicion)
-        with suppress(RedisError):  # it stays counted as a death; three of those only make smaller batches
+        with suppress(RedisError):  # then it counts as a death, which only makes the next batches smaller
             pipeline.execute(raise_on_error=False)
 
 
@@ -245,7 +254,10 @@ def move_offsets(intake: Intake, batch: Sequence[ShardBatch]) -> None:
 
 
 def finish(intake: Intake, batch: Sequence[ShardBatch]) -> None:
-    """Delete exactly the entries that were read: after a loss of Redis's data newer events may have lower ids."""
+    """Delete the entries that were read, by their ids.
+
+    Not all up to the last id: after a loss of Redis's data newer events may have lower ids.
+    """
     with intake.streams.pipeline(transaction=False) as pipeline:
         for part in batch:
             pipeline.xdel(stream_of(part.shard), *[entry.entry_id for entry in part.entries])

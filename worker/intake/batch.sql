@@ -3,7 +3,7 @@
 SELECT
     shard,
     last_entry_id,
-    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS is_fresh
+    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS moved_recently
 FROM stream_offsets
 WHERE shard = ANY(%(shards)s)
 FOR UPDATE SKIP LOCKED;

@@ -12,7 +12,8 @@ from worker.intake.backlog import read_backlogs
 from worker.intake.batch import Intake, Outcome, take_batch
 from worker.intake.streams import AWAKE, AWAKE_MS, stream_of
 
-LEFTOVERS_PAUSE_S = 0.02
+OTHERS_PAUSE_S = 0.02
+"""How long a drain pauses if it found only entries that another drain has posted and will delete."""
 
 
 def drain(intake: Intake, until: float) -> None:
@@ -26,19 +27,19 @@ def drain(intake: Intake, until: float) -> None:
         waiting = wait_for_entries(intake, shards, left_s)
         outcome = take_batch(intake, waiting) if waiting else None
         if outcome is Outcome.SURPLUS:
-            return
+            return  # it leaves the awake key and the waking of successors to the drains that hold the shards
         if outcome is Outcome.LEFTOVERS:
-            sleep(LEFTOVERS_PAUSE_S)
+            sleep(OTHERS_PAUSE_S)
     leave(intake, shards)
     counters.flush(intake.streams)
 
 
 def drain_all(intake: Intake) -> None:
-    """Post what waits in the streams until nothing waits. Entries that another drain has just posted are left to it."""
+    """Post what waits in the streams until they are empty. It waits for other drains to delete what they have posted."""
     shards = usable_shards(intake)
     while waiting := [backlog.shard for backlog in read_backlogs(intake.streams, shards) if backlog.length]:
         if take_batch(intake, waiting) is not Outcome.POSTED:
-            wait_for_entries(intake, shards, 0.1)
+            sleep(OTHERS_PAUSE_S)
     counters.flush(intake.streams)
 
 
@@ -52,7 +53,7 @@ def wait_for_entries(intake: Intake, shards: Sequence[int], left_s: float) -> li
     """Return the shards with an entry that this drain has not read yet; wait for one if there is none.
 
     Entries that were read and not taken do not count: another drain will delete them, and this one would spin. XREAD
-    transfers entries of any size, so it starts after the last one and only returns what is added while it waits.
+    transfers whole entries, so it starts after the newest one: it only returns what is added while it waits.
     """
     backlogs = read_backlogs(intake.streams, shards)
     unread = [

@@ -15,10 +15,8 @@ from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import (
-    EVENT_BYTES,
     Event,
     EventRefused,
-    EventTooLarge,
     GrantEvent,
     RevokeEvent,
     UsageEvent,
@@ -49,9 +47,9 @@ SERVER_FAULTS = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57",
 class Posted:
     """The result of a batch.
 
-    `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what was
-    buried. `types` counts the posted events by type. `splits` counts how often the batch was halved to find an event
-    that the database refuses.
+    `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what
+    was buried. `types` counts the accepted events by type, repeats included. `splits` counts how often the batch was
+    halved to find an event that the database refuses.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
@@ -102,10 +100,10 @@ def post_entries(
         connection: To Postgres, in a transaction.
         ledger: The facts of the ledger.
         entries: The batch.
-        again: Post entries that are dead letters already; without it they are passed over.
+        again: Post entries that are dead letters already; without it events that were buried before are passed over.
 
     Raises:
-        psycopg.Error: The server is at fault, not an event. Nothing is posted; try again later.
+        psycopg.Error: The server is at fault, not an event. Roll the transaction back, and try again later.
     """
     try:
         with connection.transaction():
@@ -138,7 +136,7 @@ def bury_refused(connection: Connection[Any], entry: Entry, error: psycopg.Error
 
 def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool) -> Posted:
     """Lock the organisations, read what the rules need, post the events, and write the result."""
-    events, refusals = parse_entries(entries, ledger)
+    events, refusals = parse_events(entries, ledger)
     org_ids = sorted({event.org_id for _, event in events})
     batch = Batch(connection, ledger, Posted(org_ids=set(org_ids), refusals=refusals))
     lock_organisations(batch, org_ids, [] if again else entries)
@@ -156,14 +154,12 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
     return batch.posted
 
 
-def parse_entries(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
+def parse_events(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[Entry, Event]], list[Refusal]]:
     """Return the entries that hold an event, each with its event, and refusals of the others."""
     events, refusals = [], []
     for entry in entries:
         try:
-            if entry.size > EVENT_BYTES:  # `raw` may be cut, and then no longer shows the true size
-                raise EventTooLarge(f"an event has at most {EVENT_BYTES} bytes, this one has {entry.size}")
-            events.append((entry, parse_event(entry.raw, ledger.usage_numbers)))
+            events.append((entry, parse_event(entry.raw, ledger.usage_numbers, entry.uncut_size)))
         except EventRefused as reason:
             refusals.append(Refusal(entry, reason))
     return events, refusals
@@ -193,7 +189,7 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
 def read_named(batch: Batch, events: Sequence[Event]) -> None:
     """Read into the locked organisations their open grants, and the grants and usages that the events name.
 
-    These are later statements than the one that waited for the locks, so they see what was committed in the meantime.
+    These statements run after the locks are held, so under READ COMMITTED they see what others have committed.
     """
     org_nos = batch.org_nos
     # Each ref once: a usage is the sum of its movements, and a ref that is named twice would be summed twice.

@@ -108,10 +108,12 @@ class Supervisor:
             return child.process.poll() is not None or is_ready()
 
         if not wait_for(is_settled, READY_WITHIN_S, self.forward_output):
-            raise CannotStart(f"The {child.name} is not ready after {READY_WITHIN_S:.0f} s: its lines above say why.")
+            raise CannotStart(f"The {child.name} is not ready after {READY_WITHIN_S:.0f} s: see its output above.")
         if child.process.poll() is not None:
             self.flush_output()
-            raise CannotStart(f"The {child.name} {format_ending(child.process)} at once: its lines above say why.")
+            raise CannotStart(
+                f"The {child.name} {format_ending(child.process)} before it was ready: see its output above."
+            )
 
     def watch(self) -> NoReturn:
         """Restart children that die, until StopRequested or ChildDied is raised."""
@@ -136,10 +138,10 @@ class Supervisor:
         recent = sum(now - death < RESTARTS_WITHIN_S for death in child.deaths)
         ending = f"{child.name} {format_ending(child.process)}"
         if not child.command:
-            raise ChildDied(f"The {ending}: everything is stopped. Its lines above say why.")
+            raise ChildDied(f"The {ending}: everything is stopped. See its output above.")
         if recent > RESTARTS_MAX:
             raise ChildDied(
-                f"The {ending}, {recent} times within a minute: everything is stopped. Its lines above say why."
+                f"The {ending}, {recent} times within a minute: everything is stopped. See its output above."
             )
         self.report(f"{ending}: restarting it (restart {recent} of at most {RESTARTS_MAX} within a minute)")
         child.restart_at = now + RESTART_AFTER_S
@@ -197,7 +199,7 @@ class Supervisor:
 
 
 def child_environment(state: Path) -> dict[str, str]:
-    """Return our environment with two changes: imports come from this checkout, and the state folder is set."""
+    """Return our environment, changed so that children import from this checkout and find the state folder."""
     checkout = str(Path(__file__).parents[2])
     path = [checkout, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     ours = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
