@@ -35,7 +35,7 @@ def drain(intake: Intake, until: float) -> None:
 
 
 def drain_all(intake: Intake) -> None:
-    """Post what waits in the streams until they are empty. It waits for other drains to delete what they have posted."""
+    """Post what waits in the streams until they are empty; wait for other drains to delete what they have posted."""
     shards = usable_shards(intake)
     while waiting := [backlog.shard for backlog in read_backlogs(intake.streams, shards) if backlog.length]:
         if take_batch(intake, waiting) is not Outcome.POSTED:
