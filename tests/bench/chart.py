@@ -1,6 +1,7 @@
-"""How do the figures look? `python -m tests.bench.chart JSON FOLDER` draws what `run.py bench --json` measured as SVG.
+"""Draw the figures as SVG: `python -m tests.bench.chart JSON FOLDER`, where JSON is a file of `run.py bench --json`.
 
-Two charts: write throughput against the peers, and the time of a page against its depth. Both on a logarithmic scale.
+One chart compares the posting rate with the peers, the other the time of a page with its depth. Both scales are
+logarithmic.
 """
 
 import json
@@ -14,9 +15,8 @@ from xml.sax.saxutils import escape
 
 from tests.bench.reading import FROM_POSTGRES, PLAIN_PEER
 
-WIDTH, BAR, LABEL, FOOT = 880, 26, 380, 40
-OURS, THEIRS, INK, GRID = "#2563eb", "#94a3b8", "#1e293b", "#e2e8f0"
-
+WIDTH, BAR_HEIGHT, LABEL_WIDTH, FOOT_HEIGHT = 880, 26, 380, 40
+OUR_COLOUR, PEER_COLOUR, TEXT_COLOUR, GRID_COLOUR = "#2563eb", "#94a3b8", "#1e293b", "#e2e8f0"
 
 SERVED = {
     FROM_POSTGRES: "usage-feeds, over HTTP, page 40,000, 8 at once",
@@ -25,11 +25,11 @@ SERVED = {
 
 
 class Bar(NamedTuple):
-    """One bar: its label, its value as drawn and as written."""
+    """One bar: its label, its value, and its value as text."""
 
     label: str
     value: float
-    words: str
+    text: str
     is_ours: bool
 
 
@@ -43,28 +43,28 @@ def main() -> None:
 
 
 def writing_bars(runs: dict[str, Any]) -> list[Bar]:
-    """Return the rates, the highest first."""
+    """Return a bar for the rate of each contender, highest first."""
     rates = {name: median(run["rate"] for run in of_name) for name, of_name in runs.items()}
     ordered = sorted(rates.items(), key=lambda pair: -pair[1])
     return [Bar(name, rate, f"{rate:,.0f}", name.startswith("usage-feeds")) for name, rate in ordered]
 
 
 def depth_bars(read: dict[str, Any]) -> list[Bar]:
-    """Return how long pages 1 and 40,000 take: ours for one asker of Postgres, then both sides as served to 8 at once."""
+    """Return bars for the time of pages 1 and 40,000: ours read from Postgres by one caller, then all served to 8 at once."""
     depth = read["depths"][0]
     bars = [
-        bar_of("usage-feeds, Postgres alone, page 1", depth["first_ms"], is_ours=True),
-        bar_of(f"usage-feeds, Postgres alone, page {depth['deep_page']:,}", depth["deep_ms"], is_ours=True),
+        time_bar("usage-feeds, only Postgres, page 1", depth["first_ms"], is_ours=True),
+        time_bar(f"usage-feeds, only Postgres, page {depth['deep_page']:,}", depth["deep_ms"], is_ours=True),
     ]
     for name, label in SERVED.items():
         if name in read["runs"]:
             served_ms = median(run["p50_ms"] for run in read["runs"][name])
-            bars.append(bar_of(label, served_ms, is_ours=name == FROM_POSTGRES))
+            bars.append(time_bar(label, served_ms, is_ours=name == FROM_POSTGRES))
     return bars
 
 
-def bar_of(label: str, ms: float, *, is_ours: bool) -> Bar:
-    """Return the bar of a time."""
+def time_bar(label: str, ms: float, *, is_ours: bool) -> Bar:
+    """Return the bar for a time."""
     return Bar(label, ms, f"{ms:,.2f} ms" if ms < 10 else f"{ms:,.0f} ms", is_ours)
 
 
@@ -72,35 +72,37 @@ def draw(title: str, bars: Sequence[Bar], note: str) -> str:
     """Return a chart of horizontal bars."""
     low = 10 ** math.floor(math.log10(min(bar.value for bar in bars)))
     high = 10 ** math.ceil(math.log10(max(bar.value for bar in bars)))
-    height = 50 + BAR * len(bars) + FOOT
+    height = 50 + BAR_HEIGHT * len(bars) + FOOT_HEIGHT
 
     def x(value: float) -> float:
-        return LABEL + (WIDTH - LABEL - 90) * math.log(value / low) / math.log(high / low)
+        return LABEL_WIDTH + (WIDTH - LABEL_WIDTH - 90) * math.log(value / low) / math.log(high / low)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        text(16, 28, title, INK, 'font-size="16" font-weight="bold"'),
+        text(16, 28, title, TEXT_COLOUR, 'font-size="16" font-weight="bold"'),
     ]
     tick = low
     while tick <= high * 1.001:
-        parts.append(f'<line x1="{x(tick):.0f}" y1="44" x2="{x(tick):.0f}" y2="{height - FOOT}" stroke="{GRID}"/>')
-        parts.append(text(x(tick), height - FOOT + 16, f"{tick:,g}", THEIRS, 'text-anchor="middle"'))
+        parts.append(
+            f'<line x1="{x(tick):.0f}" y1="44" x2="{x(tick):.0f}" y2="{height - FOOT_HEIGHT}" stroke="{GRID_COLOUR}"/>'
+        )
+        parts.append(text(x(tick), height - FOOT_HEIGHT + 16, f"{tick:,g}", PEER_COLOUR, 'text-anchor="middle"'))
         tick *= 10
     for number, bar in enumerate(bars):
-        top = 50 + BAR * number
-        colour = OURS if bar.is_ours else THEIRS
+        top = 50 + BAR_HEIGHT * number
+        colour = OUR_COLOUR if bar.is_ours else PEER_COLOUR
         parts.append(
-            f'<rect x="{LABEL}" y="{top}" width="{x(bar.value) - LABEL:.0f}" height="{BAR - 8}" fill="{colour}"/>'
+            f'<rect x="{LABEL_WIDTH}" y="{top}" width="{x(bar.value) - LABEL_WIDTH:.0f}" height="{BAR_HEIGHT - 8}" fill="{colour}"/>'
         )
-        parts.append(text(LABEL - 8, top + 14, bar.label, INK, 'text-anchor="end"'))
-        parts.append(text(x(bar.value) + 6, top + 14, bar.words, INK))
-    return "\n".join([*parts, text(16, height - 8, note, THEIRS), "</svg>"]) + "\n"
+        parts.append(text(LABEL_WIDTH - 8, top + 14, bar.label, TEXT_COLOUR, 'text-anchor="end"'))
+        parts.append(text(x(bar.value) + 6, top + 14, bar.text, TEXT_COLOUR))
+    return "\n".join([*parts, text(16, height - 8, note, PEER_COLOUR), "</svg>"]) + "\n"
 
 
-def text(x: float, y: float, words: str, colour: str, more: str = "") -> str:
-    """Return one line of text."""
-    return f'<text x="{x:.0f}" y="{y}" fill="{colour}" {more}>{escape(words)}</text>'
+def text(x: float, y: float, content: str, colour: str, attributes: str = "") -> str:
+    """Return one line of text as SVG."""
+    return f'<text x="{x:.0f}" y="{y}" fill="{colour}" {attributes}>{escape(content)}</text>'
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What do the peers need on this machine? An environment of their own, and wrk, which drives the readers."""
+"""What does the benchmark need on this machine? A virtual environment for the peers, and wrk, which sends requests."""
 
 import os
 import shutil
@@ -13,18 +13,22 @@ LOCK = PEERS / "requirements.txt"
 APT = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=60")
 
 
-class Missing(Exception):  # noqa: N818 -- that is what it is
-    """Something is not on this machine and cannot be installed. The message is one line that says what to do."""
+class Missing(Exception):  # noqa: N818 -- the name says what is wrong
+    """Something is not on this machine and cannot be installed. The message is one line and says what to do."""
 
 
 def peers_program(name: str) -> str:
-    """Return the path of a program of the peers' environment, which is made once for each lock file."""
+    """Return the path of a program in the peers' environment. The environment is made once for each lock file."""
     run.set_up(VENV, LOCK)
     return str(VENV / "bin" / name)
 
 
 def wrk() -> str:
-    """Return the path of wrk, installed from Debian where it is missing. Raises Missing."""
+    """Return the path of wrk. Install it from Debian if it is missing.
+
+    Raises:
+        Missing: It is not installed and cannot be installed.
+    """
     if found := shutil.which("wrk"):
         return found
     if not shutil.which("apt-get") or os.geteuid() != 0:
@@ -32,13 +36,17 @@ def wrk() -> str:
     install("wrk")
     if found := shutil.which("wrk"):
         return found
-    raise Missing("wrk was installed, but is not on the PATH.")
+    raise Missing("wrk was installed, but is not on the PATH: add its folder to the PATH.")
 
 
 def install(package: str) -> None:
-    """Install a Debian package that brings no service. Raises Missing."""
+    """Install a Debian package that starts no service.
+
+    Raises:
+        Missing: apt-get failed.
+    """
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", package]):
         done = subprocess.run([*APT, *arguments], env=environment, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise Missing(f"{package} is not installed, and apt-get could not: {' '.join(done.stderr.split())}")
+            raise Missing(f"{package} is not installed, and apt-get cannot install it: {' '.join(done.stderr.split())}")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.environment import wrk
-from tests.bench.ground import Ground
-from tests.bench.usage import cpu_s, family
+from tests.bench.resources import cpu_s, process_tree
+from tests.bench.servers import Servers
 from worker.local.children import Process
 
 SERVER_CORE, OTHERS_CORE = 0, 1
-"""Where there are two cores the server has one, all else the other."""
+"""If there are two cores or more, the measured server gets the first, and all other processes get the second."""
 
 
-class Asked(NamedTuple):
-    """What wrk asks, one after the other: paths, each for every organisation where some are named."""
+class Requests(NamedTuple):
+    """What wrk requests, in turn: each path, for each organisation if organisations are named."""
 
     base: str
     key: str
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What came of it; CPU in µs a request, of the server's own processes and of Postgres and Redis."""
+    """How the server answered. CPU is in µs a request: of the measured server, and of Postgres and Redis."""
 
     rate: float
     own_cpu_us: float
@@ -39,7 +39,7 @@ class Answers(NamedTuple):
 
 
 def pin(pids: set[int], cores: set[int]) -> None:
-    """Keep processes on some cores, where there are two."""
+    """Bind processes to some cores, if there are two or more."""
     if (os.cpu_count() or 1) < 2:
         return
     for pid in pids:
@@ -48,36 +48,44 @@ def pin(pids: set[int], cores: set[int]) -> None:
                 os.sched_setaffinity(int(thread.name), cores)
 
 
-def ask(asked: Asked, ground: Ground, server: Process, seconds: int) -> Answers:
-    """Ask for so long. Raises AssertionError where anything but 200 came."""
+def send_requests(requests: Requests, servers: Servers, server: Process, seconds: int) -> Answers:
+    """Send requests to a server for so many seconds.
+
+    Raises:
+        AssertionError: A request was not answered with 200.
+    """
     try:
-        pin(family([server.pid]), {SERVER_CORE})
-        pin(ground.servers(), {OTHERS_CORE})
-        before = cpu_s(family([server.pid])), cpu_s(ground.servers())
-        found = run_wrk(asked, seconds)
-        after = cpu_s(family([server.pid])), cpu_s(ground.servers())
-    finally:  # what Postgres starts later inherits its core
-        pin(ground.servers(), os.sched_getaffinity(0))
+        pin(process_tree([server.pid]), {SERVER_CORE})
+        pin(servers.processes(), {OTHERS_CORE})
+        before = cpu_s(process_tree([server.pid])), cpu_s(servers.processes())
+        found = run_wrk(requests, seconds)
+        after = cpu_s(process_tree([server.pid])), cpu_s(servers.processes())
+    finally:  # a process that Postgres starts later inherits its cores
+        pin(servers.processes(), os.sched_getaffinity(0))
     own_us, servers_us = ((late - early) * 1e6 / found["requests"] for early, late in zip(before, after, strict=True))
     each = found["bytes"] / found["requests"]
     return Answers(found["requests"] / found["seconds"], own_us, servers_us, found["p50_ms"], found["p99_ms"], each)
 
 
-def run_wrk(asked: Asked, seconds: int) -> dict[str, float]:
-    """Run wrk, and return what `requests.lua` says."""
+def run_wrk(requests: Requests, seconds: int) -> dict[str, float]:
+    """Run wrk, and return the figures that `requests.lua` prints."""
     script = Path(__file__).with_name("requests.lua")
-    command = [wrk(), "-t1", f"-c{asked.connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
-    lines = "".join(f"{path} {org_id}\n" for org_id in asked.org_ids for path in asked.paths)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as requests:
-        requests.write(lines)
-        requests.flush()
-        told = {"KEY": asked.key, "REQUESTS": requests.name}
+    command = [wrk(), "-t1", f"-c{requests.connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    lines = "".join(f"{path} {org_id}\n" for org_id in requests.org_ids for path in requests.paths)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(lines)
+        file.flush()
+        variables = {"KEY": requests.key, "REQUESTS": file.name}
         prefix = ["taskset", "-c", str(OTHERS_CORE)] if (os.cpu_count() or 1) > 1 else []
         done = subprocess.run(
-            [*prefix, *command, asked.base], env={**os.environ, **told}, capture_output=True, text=True, check=True
+            [*prefix, *command, requests.base],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=True,
         )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     assert not found["failed"], (
-        f"{found['failed']:.0f} of {found['requests']:.0f} requests failed at {asked.base}{asked.paths[0]}"
+        f"{found['failed']:.0f} of {found['requests']:.0f} requests failed at {requests.base}{requests.paths[0]}"
     )
     return found

@@ -1,4 +1,4 @@
-"""Whom does our reading race against? A FastAPI application as its users write it, in `peers/`: plain, and cached."""
+"""With which peers is our reading compared? A FastAPI application as its users write it, in `peers/`: plain and cached."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 import psycopg
 
 from tests.bench.environment import PEERS, peers_program
-from tests.bench.ground import Ground
+from tests.bench.servers import Servers
 from tests.servers import wait_until
 from worker.local.children import Process
 from worker.local.valkey import free_port
@@ -17,55 +17,55 @@ KEY = "key_bench"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 STARTS_WITHIN_S = 30
 GRANIAN = ("--interface", "asgi", "--workers", "1", "--http", "1", "--no-ws")
-"""The server of our own endpoint, set as it is there."""
+"""The server of our own endpoint, with the same options."""
 
 
-class Reader(NamedTuple):
-    """A peer that serves pages; `url` is where it listens."""
+class Peer(NamedTuple):
+    """A peer that serves pages. `url` is its base URL."""
 
     process: Process
     url: str
 
 
-def fill(ground: Ground) -> None:
-    """Make the peers' table: a million movements of one organisation, with nothing left for autovacuum to do."""
-    with psycopg.connect(ground.database_url, autocommit=True) as connection:
+def fill(servers: Servers) -> None:
+    """Create the peers' table: a million movements of one organisation. It is vacuumed, so that autovacuum has nothing to do."""
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
         connection.execute((PEERS / "credits.sql").read_bytes())
         connection.execute("VACUUM (FREEZE, ANALYZE) credit_entries")
         connection.execute("CHECKPOINT")
 
 
-def start_plain(ground: Ground) -> Reader:
+def start_plain(servers: Servers) -> Peer:
     """Start FastAPI with SQLAlchemy and fastapi-pagination, and wait until it answers."""
-    return start(ground, "credits_app:app")
+    return start(servers, "credits_app:app")
 
 
-def start_cached(ground: Ground) -> Reader:
-    """Start the same behind fastapi-cache2, its pages in Redis, and wait until it answers."""
-    return start(ground, "credits_cached:app")
+def start_cached(servers: Servers) -> Peer:
+    """Start the same application behind fastapi-cache2, which stores its pages in Redis, and wait until it answers."""
+    return start(servers, "credits_cached:app")
 
 
-def start(ground: Ground, app: str) -> Reader:
-    """Start an application."""
+def start(servers: Servers, app: str) -> Peer:
+    """Start an application on a free port, and wait until it answers."""
     port = free_port()
     command = [peers_program("granian"), *GRANIAN, "--host", "127.0.0.1", "--port", str(port), app]
-    reader = Reader(ground.start(*command, cwd=PEERS), f"http://127.0.0.1:{port}")
+    peer = Peer(servers.start(*command, cwd=PEERS), f"http://127.0.0.1:{port}")
 
-    def answers() -> bool:
-        assert reader.process.poll() is None, f"{app} ended with {reader.process.returncode}: see {ground.folder}"
-        return status(f"{reader.url}/openapi.json") == HTTPStatus.OK
+    def is_answering() -> bool:
+        assert peer.process.poll() is None, f"{app} ended with {peer.process.returncode}: see {servers.folder}"
+        return status(f"{peer.url}/openapi.json") == HTTPStatus.OK
 
-    wait_until(answers, STARTS_WITHIN_S)
-    return reader
+    wait_until(is_answering, STARTS_WITHIN_S)
+    return peer
 
 
 def page_path(page: int, size: int = 20) -> str:
-    """Return where a page is."""
+    """Return the path of a page."""
     return f"/credits/usage?page={page}&size={size}"
 
 
 def status(url: str) -> int | None:
-    """Return what a peer answers, None where nobody does."""
+    """Return the status of a peer's response, or None if there is none."""
     try:
         with urlopen(Request(url, headers=HEADERS), timeout=5) as answer:
             return answer.status

@@ -1,6 +1,7 @@
--- What wrk asks, one request after the other; at the end what came of it, as JSON.
+-- Sends requests with wrk, one after the other, and prints the result as JSON at the end.
 --
--- From the environment: KEY; REQUESTS, a file with a path and perhaps an organisation on each line.
+-- Environment variables: KEY, the API key; REQUESTS, a file that holds on each line a path, a space and, optionally, an
+-- organisation.
 local prepared, turn = {}, 0
 
 function init()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import psycopg
 from redis import Redis
 
-from tests.bench.ground import Ground
+from tests.bench.servers import Servers
 
 RELATIONS = """
     SELECT c.relname, pg_total_relation_size(c.oid) - pg_indexes_size(c.oid)
@@ -17,25 +17,25 @@ RELATIONS = """
 
 
 class Sizes(NamedTuple):
-    """Bytes a movement, of the table and of each index, and in all; bytes an entry of the cached lists, if any."""
+    """Bytes a movement: of the table and of each index, and in total. Bytes an item of the cached lists, if there are any."""
 
     movements: int
     each: dict[str, float]
     bytes_per_movement: float
-    bytes_per_cached_entry: float | None
+    bytes_per_cached_item: float | None
 
 
-def measure_sizes(ground: Ground) -> Sizes:
-    """Measure a ledger and what is cached of it, as they are."""
-    with psycopg.connect(ground.database_url) as connection:
+def measure_sizes(servers: Servers) -> Sizes:
+    """Measure a ledger and the cached feeds of it."""
+    with psycopg.connect(servers.database_url) as connection:
         [(movements,)] = connection.execute("SELECT count(*) FROM movements").fetchall()
         each = {name: size / movements for name, size in connection.execute(RELATIONS)}
-    return Sizes(movements, each, sum(each.values()), measure_cache(ground))
+    return Sizes(movements, each, sum(each.values()), measure_cache(servers))
 
 
-def measure_cache(ground: Ground) -> float | None:
-    """Return what Redis itself says that the cached lists use, by entry."""
-    with Redis.from_url(ground.redis_url) as redis:
+def measure_cache(servers: Servers) -> float | None:
+    """Return the memory that Redis reports for the cached lists, per item."""
+    with Redis.from_url(servers.redis_url) as redis:
         lists = list(redis.scan_iter("feeds:*}:*", count=1000))
         if not lists:
             return None
@@ -44,5 +44,5 @@ def measure_cache(ground: Ground) -> float | None:
                 pipeline.memory_usage(key, samples=0)
                 pipeline.llen(key)
             answers = pipeline.execute()
-    entries = sum(answers[1::2])
-    return sum(answers[::2]) / entries if entries else None
+    items = sum(answers[1::2])
+    return sum(answers[::2]) / items if items else None

@@ -1,4 +1,4 @@
-"""How long does `up` take to its first served page, with its data there?"""
+"""How long does `up` take until it serves its first page, if its data exists already?"""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from tests.bench.ours import python
+from tests.bench.usage_feeds import python
 from tests.servers import CHECKOUT, wait_until
 from worker.local import children
 from worker.local.children import Process
@@ -19,7 +19,7 @@ WITHIN_S = 60
 
 
 def measure_startup(times: int) -> list[float]:
-    """Start `up` again and again on the same data; return how many seconds each took until a page was served."""
+    """Start `up` several times on the same data; return how many seconds each start took until a page was served."""
     state = Path(tempfile.mkdtemp(prefix="usage-feeds-bench-"))
     state.chmod(0o711)
     port = free_port()
@@ -31,7 +31,7 @@ def measure_startup(times: int) -> list[float]:
 
 
 def prepare(state: Path, port: int) -> str:
-    """Run `up` once, so that its data is there, and return a key."""
+    """Run `up` once, so that its data exists, and return a key."""
     process = start_up(state, port)
     try:
         wait_until(lambda: command(state, "health").returncode == 0, WITHIN_S)
@@ -52,7 +52,7 @@ def time_once(state: Path, port: int, key: str) -> float:
 
 
 def start_up(state: Path, port: int) -> Process:
-    """Start `up` with a state folder of its own."""
+    """Start `up` with this state folder."""
     return children.start(
         python("-m", "worker", "--state", str(state), "up", "--port", str(port)),
         cwd=CHECKOUT,
@@ -64,12 +64,12 @@ def start_up(state: Path, port: int) -> Process:
 
 def command(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command against a running `up`."""
-    words = python("-m", "worker", "--state", str(state), *arguments)
-    return subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, check=False)
+    program = python("-m", "worker", "--state", str(state), *arguments)
+    return subprocess.run(program, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, check=False)
 
 
 def environment() -> dict[str, str]:
-    """Return our environment without servers: `up` starts its own."""
+    """Return the environment variables of this process without the servers: `up` starts its own."""
     return {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
 
 

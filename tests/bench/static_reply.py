@@ -1,6 +1,6 @@
-"""The reply that costs nothing to find: the same bytes and headers for every request, by the very server of `serve`.
+"""Serve a static reply with the server of `serve`: the same headers and bytes for every request.
 
-`python -m tests.bench.static_reply PORT BODY_FILE`.
+`python -m tests.bench.static_reply PORT BODY_FILE`. Our pages are compared with it: it does no work to find its reply.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from feeds.endpoint.usage import JSON_HEADERS
 from worker.commands import serve
 
 
-class Static:
-    """A bare ASGI app."""
+class StaticReply:
+    """An ASGI app without a framework."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -32,4 +32,4 @@ class Static:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve.run(Static(Path(sys.argv[2]).read_bytes()), "127.0.0.1", int(sys.argv[1])))
+    asyncio.run(serve.run(StaticReply(Path(sys.argv[2]).read_bytes()), "127.0.0.1", int(sys.argv[1])))

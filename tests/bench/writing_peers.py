@@ -1,16 +1,16 @@
-"""Whom does our writing race against? Peers as their users write them: the programs in `peers/`."""
+"""With which peers is our posting compared? With programs as their users write them, in `peers/`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
 from celery import Celery
-from kombu import Connection as Broker
+from kombu import Connection as BrokerConnection
 from redis import Redis
 
+from tests.bench.backlog import Contender
 from tests.bench.environment import PEERS, peers_program
-from tests.bench.ground import Ground
-from tests.bench.race import Contender
+from tests.bench.servers import Servers
 from tests.servers import wait_until
 from worker.local.children import Process
 from worker.local.postgres import embedded_programs
@@ -39,118 +39,118 @@ DEBITED = """
 """
 
 
-def writing_peers(ground: Ground) -> list[Contender]:
+def writing_peers(servers: Servers) -> list[Contender]:
     """Return all peers that this machine can run."""
-    on_rabbit = [CeleryRabbitNothing()] if ground.amqp_url else []
+    on_rabbitmq = [CeleryRabbitNothing()] if servers.amqp_url else []
     databases = [NostroDebit(2), NostroDebit(8), Pgbench(8), Pgbench(16)]
-    return [CeleryNothing(), *on_rabbit, CeleryTransaction(), DramatiqTransaction(), *databases]
+    return [CeleryNothing(), *on_rabbitmq, CeleryTransaction(), DramatiqTransaction(), *databases]
 
 
 class CeleryNothing:
-    """Celery on Redis, and a task that does nothing."""
+    """Celery on Redis, with a task that does nothing."""
 
     name = "Celery on Redis, a task that does nothing"
     events = 2400
 
-    def fill(self, ground: Ground, events: int) -> None:
-        self.redis = Redis.from_url(ground.redis_url)
-        send(ground.redis_url, "nothing", ((n,) for n in range(events)))
+    def fill(self, servers: Servers, events: int) -> None:
+        self.redis = Redis.from_url(servers.redis_url)
+        send(servers.redis_url, "nothing", ((n,) for n in range(events)))
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
-        return [start_celery(ground, "celery_nothing", "--broker", ground.redis_url)]
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
+        return [start_celery(servers, "celery_nothing", "--broker", servers.redis_url)]
 
-    def left(self, ground: Ground) -> int:
+    def count_left(self, servers: Servers) -> int:
         return sum(self.redis.pipeline().llen(QUEUE).hlen(UNACKED).execute())
 
-    def check(self, ground: Ground, events: int) -> None:
-        check_done(ground.redis_url, "nothing", events)
+    def check(self, servers: Servers, events: int) -> None:
+        check_done(servers.redis_url, "nothing", events)
         self.redis.close()
 
 
 class CeleryRabbitNothing:
-    """Celery on RabbitMQ, and a task that does nothing.
+    """Celery on RabbitMQ, with a task that does nothing.
 
-    RabbitMQ does not tell how many messages are out, unacknowledged: a worker's eight are counted as done, as is
-    their time, and `check` waits for them.
+    RabbitMQ does not tell how many messages are delivered and not acknowledged. A worker has eight of them at most: these
+    count as done too early, and `check` waits for them.
     """
 
     name = "Celery on RabbitMQ, a task that does nothing"
     events = 4000
 
-    def fill(self, ground: Ground, events: int) -> None:
-        self.broker = Broker(ground.amqp_url)
+    def fill(self, servers: Servers, events: int) -> None:
+        self.broker = BrokerConnection(servers.amqp_url)
         self.channel = self.broker.channel()
-        with Celery(broker=ground.amqp_url, set_as_current=False) as app:
+        with Celery(broker=servers.amqp_url, set_as_current=False) as app:
             app.amqp.queues[QUEUE].bind(self.channel).declare()
         self.channel.queue_purge(QUEUE)
-        send(ground.amqp_url, "nothing", ((n,) for n in range(events)))
-        wait_until(lambda: self.left(ground) == events)
+        send(servers.amqp_url, "nothing", ((n,) for n in range(events)))
+        wait_until(lambda: self.count_left(servers) == events)
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
-        return [start_celery(ground, "celery_nothing", "--broker", ground.amqp_url)]
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
+        return [start_celery(servers, "celery_nothing", "--broker", servers.amqp_url)]
 
-    def left(self, ground: Ground) -> int:
+    def count_left(self, servers: Servers) -> int:
         return self.channel.queue_declare(QUEUE, passive=True).message_count
 
-    def check(self, ground: Ground, events: int) -> None:
-        check_done(ground.amqp_url, "nothing", events)
+    def check(self, servers: Servers, events: int) -> None:
+        check_done(servers.amqp_url, "nothing", events)
         self.broker.release()
 
 
-class Counted:
-    """What is watched in Postgres: `done_so_far` says how many events are committed."""
+class CountedInPostgres:
+    """A contender whose progress is read from Postgres. `done_so_far` selects how many events are committed."""
 
     done_so_far = "SELECT count(*) FROM movements"
     events: int
 
-    def watch(self, ground: Ground) -> None:
-        """Keep a connection for `left`, which would else cost more than what it watches."""
-        self.connection = psycopg.connect(ground.database_url, autocommit=True)
+    def open_connection(self, servers: Servers) -> None:
+        """Open a connection for `count_left`: a new one for each call would cost more than the work that is measured."""
+        self.connection = psycopg.connect(servers.database_url, autocommit=True)
 
-    def left(self, ground: Ground) -> int:
+    def count_left(self, servers: Servers) -> int:
         [(done,)] = self.connection.execute(self.done_so_far)
         return self.events - done
 
-    def check(self, ground: Ground, events: int) -> None:
+    def check(self, servers: Servers, events: int) -> None:
         with self.connection:
             [found] = self.connection.execute(POSTED)
         assert found == (events, events, events, CREDITS * events, CREDITS * events), f"{self.name}: {found}"
 
 
-class CeleryTransaction(Counted):
-    """Celery on Redis, and a task that posts one event in one transaction."""
+class CeleryTransaction(CountedInPostgres):
+    """Celery on Redis, with a task that posts one event in one transaction."""
 
     name = "Celery on Redis, one transaction per event"
     events = 1600
 
-    def fill(self, ground: Ground, events: int) -> None:
-        make_ledger(ground)
-        self.watch(ground)
+    def fill(self, servers: Servers, events: int) -> None:
+        make_ledger(servers)
+        self.open_connection(servers)
         usages = ((1 + n % ORGANISATIONS, f"usage_{n}", "ai_usage", CREDITS) for n in range(events))
-        send(ground.redis_url, "post_usage", usages)
+        send(servers.redis_url, "post_usage", usages)
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
-        return [start_celery(ground, "celery_transaction")]
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
+        return [start_celery(servers, "celery_transaction")]
 
 
-class DramatiqTransaction(Counted):
-    """dramatiq on Redis, and an actor that does the same."""
+class DramatiqTransaction(CountedInPostgres):
+    """dramatiq on Redis, with an actor that does the same."""
 
     name = "dramatiq on Redis, one transaction per event"
     events = 3000
 
-    def fill(self, ground: Ground, events: int) -> None:
-        make_ledger(ground)
-        self.watch(ground)
-        finish(start(ground, "python", "dramatiq_transaction.py", str(events)))
+    def fill(self, servers: Servers, events: int) -> None:
+        make_ledger(servers)
+        self.open_connection(servers)
+        finish(start(servers, "python", "dramatiq_transaction.py", str(events)))
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
         size = ("--processes", DRAMATIQ_PROCESSES, "--threads", DRAMATIQ_THREADS)
-        return [start(ground, "dramatiq", "dramatiq_transaction", *size)]
+        return [start(servers, "dramatiq", "dramatiq_transaction", *size)]
 
 
-class NostroDebit(Counted):
-    """hf-nostro: its `debit`, once per event."""
+class NostroDebit(CountedInPostgres):
+    """hf-nostro, with one call of `debit` per event."""
 
     done_so_far = "SELECT count(*) FROM nostro.entry WHERE kind = 'consumption'"
     events = 3000
@@ -159,22 +159,22 @@ class NostroDebit(Counted):
         self.processes = processes
         self.name = f"hf-nostro, {processes} processes"
 
-    def fill(self, ground: Ground, events: int) -> None:
-        finish(start(ground, "python", "nostro_debit.py", "fill"))
-        self.watch(ground)
+    def fill(self, servers: Servers, events: int) -> None:
+        finish(start(servers, "python", "nostro_debit.py", "fill"))
+        self.open_connection(servers)
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
-        self.process = start(ground, "python", "nostro_debit.py", "debit", str(self.processes), str(events))
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
+        self.process = start(servers, "python", "nostro_debit.py", "debit", str(self.processes), str(events))
         return [self.process]
 
-    def check(self, ground: Ground, events: int) -> None:
+    def check(self, servers: Servers, events: int) -> None:
         finish(self.process)
         with self.connection:
             [found] = self.connection.execute(DEBITED)
         assert found == (events, events, CREDITS * events, CREDITS * events), f"{self.name}: {found}"
 
 
-class Pgbench(Counted):
+class Pgbench(CountedInPostgres):
     """pgbench, with the statements of the transactions above, prepared."""
 
     done_so_far = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM movements_id_seq"
@@ -184,42 +184,42 @@ class Pgbench(Counted):
         self.clients = clients
         self.name = f"pgbench, {clients} clients"
 
-    def fill(self, ground: Ground, events: int) -> None:
-        make_ledger(ground)
-        self.watch(ground)
+    def fill(self, servers: Servers, events: int) -> None:
+        make_ledger(servers)
+        self.open_connection(servers)
 
-    def start(self, ground: Ground, events: int) -> Sequence[Process]:
-        assert events % self.clients == 0, "pgbench gives each client as many"
+    def start(self, servers: Servers, events: int) -> Sequence[Process]:
+        assert events % self.clients == 0, "the events must divide evenly among the clients"
         size = ("--client", str(self.clients), "--jobs", "2", "--transactions", str(events // self.clients))
         script = ("--no-vacuum", "--protocol", "prepared", "--define", "n=0", "--file", "posting.pgbench.sql")
         program = str(embedded_programs() / "pgbench")
-        self.process = ground.start(program, *size, *script, ground.database_url, cwd=PEERS)
+        self.process = servers.start(program, *size, *script, servers.database_url, cwd=PEERS)
         return [self.process]
 
-    def check(self, ground: Ground, events: int) -> None:
+    def check(self, servers: Servers, events: int) -> None:
         finish(self.process)
-        super().check(ground, events)
+        super().check(servers, events)
 
 
-def start(ground: Ground, program: str, *arguments: str) -> Process:
-    """Start a program of the peers' environment among their files."""
-    return ground.start(peers_program(program), *arguments, cwd=PEERS)
+def start(servers: Servers, program: str, *arguments: str) -> Process:
+    """Start a program of the peers' environment in the folder of their files."""
+    return servers.start(peers_program(program), *arguments, cwd=PEERS)
 
 
-def start_celery(ground: Ground, module: str, *options: str) -> Process:
-    """Start a Celery worker of two processes, as it comes."""
-    return start(ground, "celery", "--app", module, *options, *WORKER)
+def start_celery(servers: Servers, module: str, *options: str) -> Process:
+    """Start a Celery worker with two processes and default settings."""
+    return start(servers, "celery", "--app", module, *options, *WORKER)
 
 
 def finish(process: Process) -> None:
-    """Wait until a program has ended well."""
+    """Wait until a program has ended with code 0."""
     code = process.wait(ENDS_WITHIN_S)
     assert code == 0, f"{process.args} ended with code {code}"
 
 
-def make_ledger(ground: Ground) -> None:
-    """Make the plain ledger, with its organisations and their grants."""
-    with psycopg.connect(ground.database_url) as connection:
+def make_ledger(servers: Servers) -> None:
+    """Create the plain ledger, with its organisations and their grants."""
+    with psycopg.connect(servers.database_url) as connection:
         connection.execute((PEERS / "posting.sql").read_bytes())
 
 
@@ -227,17 +227,17 @@ def send(broker_url: str, task: str, arguments: Iterable[tuple[Any, ...]]) -> No
     """Send a task once for each of the arguments, over one connection."""
     with Celery(broker=broker_url, set_as_current=False) as app, app.connection_for_write() as connection:
         producer = app.amqp.Producer(connection)
-        for each in arguments:
-            app.send_task(task, each, producer=producer, ignore_result=True)
+        for of_call in arguments:
+            app.send_task(task, of_call, producer=producer, ignore_result=True)
 
 
 def check_done(broker_url: str, task: str, events: int) -> None:
-    """Raise unless the worker itself says, once its last tasks have ended, that it ran so many."""
+    """Wait for the last tasks, and raise unless the worker reports that it ran so many."""
     with Celery(broker=broker_url, set_as_current=False) as app:
 
-        def ran() -> bool:
+        def has_run_all() -> bool:
             [stats] = app.control.inspect(timeout=5, limit=1).stats().values()
             assert stats["total"][task] <= events, stats["total"]
             return stats["total"] == {task: events}
 
-        wait_until(ran, within_s=20)
+        wait_until(has_run_all, within_s=20)

@@ -1,4 +1,4 @@
-"""A Celery application whose task does nothing. `--broker` says where its messages are."""
+"""A Celery application whose task does nothing. `--broker` gives the URL of its broker."""
 
 from celery import Celery
 

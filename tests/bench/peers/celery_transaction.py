@@ -1,4 +1,4 @@
-"""A Celery application that posts each usage in a transaction."""
+"""A Celery application that posts each usage in its own transaction."""
 
 import os
 
@@ -9,13 +9,13 @@ from posting import Usage, post
 
 app = Celery("transaction", broker=os.environ["REDIS_URL"])
 app.conf.task_ignore_result = True
-app.conf.task_acks_late = True  # a usage outlives its worker, and posting it twice is harmless
+app.conf.task_acks_late = True  # a killed worker loses no usage, and posting one twice is harmless
 connections: list[psycopg.Connection] = []
 
 
 @worker_process_init.connect
 def open_connection(**_: object) -> None:
-    """Give each process of the pool a connection of its own."""
+    """Open one connection for each process of the pool."""
     connections.append(psycopg.connect(os.environ["DATABASE_URL"], autocommit=True))
 
 

@@ -1,4 +1,4 @@
-"""A FastAPI application that serves an organisation's credit activity, as fastapi-pagination's documentation shows it."""
+"""A FastAPI application that serves an organisation's credit activity, as in fastapi-pagination's documentation."""
 
 import os
 from collections.abc import AsyncIterator
@@ -21,11 +21,11 @@ sessions = async_sessionmaker(engine, expire_on_commit=False)
 
 
 class Base(DeclarativeBase):
-    """The tables."""
+    """The base class of the tables."""
 
 
-class Entry(Base):
-    """A line of the ledger."""
+class Movement(Base):
+    """A movement of the ledger."""
 
     __tablename__ = "credit_entries"
 
@@ -39,7 +39,7 @@ class Entry(Base):
 
 
 class CreditEntry(BaseModel):
-    """What is shown of a line."""
+    """A movement as pages render it."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -53,13 +53,13 @@ class CreditEntry(BaseModel):
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    """Give a request its session."""
+    """Give the database session of a request."""
     async with sessions() as opened:
         yield opened
 
 
 def organisation(credentials: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> str:
-    """Return whose key it is."""
+    """Return the organisation of the key."""
     if credentials.credentials != KEY:
         raise HTTPException(401)
     return ORG_ID
@@ -79,4 +79,4 @@ async def list_usage(session: Session, org_id: OrgId) -> Page[CreditEntry]:
 
 def newest_first(org_id: str):
     """Return the query for an organisation's movements."""
-    return select(Entry).where(Entry.org_id == org_id).order_by(Entry.created_at.desc(), Entry.id.desc())
+    return select(Movement).where(Movement.org_id == org_id).order_by(Movement.created_at.desc(), Movement.id.desc())

@@ -1,4 +1,4 @@
-"""The same application behind fastapi-cache2, its pages kept in Redis for a minute, as its documentation shows it."""
+"""The same application behind fastapi-cache2, which caches its pages in Redis for a minute, as in its documentation."""
 
 import os
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 def key_of(function: object, namespace: str = "", *, request: Request, **rest: object) -> str:
-    """Return a page's key. The default one would hold the session, another in each request: there would be no hit."""
+    """Return the cache key of a page. The default key includes the session, which is new in each request: no hits."""
     org_id = rest["kwargs"]["org_id"]
     return ":".join([namespace, org_id, request.url.path, repr(sorted(request.query_params.items()))])
 
@@ -33,7 +33,7 @@ app = FastAPI(lifespan=lifespan)
 add_pagination(app)
 
 
-@app.get("/credits/usage", response_model=Page[CreditEntry])  # noqa: FAST001 -- `cache` hides it from FastAPI
+@app.get("/credits/usage", response_model=Page[CreditEntry])  # noqa: FAST001 -- `cache` hides the return type from FastAPI
 @cache(expire=60)
 async def list_usage(session: Session, org_id: OrgId) -> Page[CreditEntry]:
     """Return a page of the organisation's movements, newest first."""

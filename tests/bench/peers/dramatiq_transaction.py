@@ -1,4 +1,4 @@
-"""A dramatiq application that posts each usage in a transaction. Run as a program with a number, it sends so many."""
+"""A dramatiq application that posts each usage in its own transaction. As a program it sends so many: `… NUMBER`."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ pool = ConnectionPool(
 
 
 class Connections(dramatiq.Middleware):
-    """Opens the pool of connections in each worker process."""
+    """Opens the connection pool in each worker process."""
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
-        """Open it."""
+        """Open the pool."""
         pool.open(wait=True)
 
 

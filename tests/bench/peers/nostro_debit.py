@@ -1,4 +1,4 @@
-"""A program that debits hf-nostro accounts: `fill`, then `debit PROCESSES EVENTS`."""
+"""Debit hf-nostro accounts. Run it with `fill` first, then with `debit PROCESSES EVENTS`."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ SCALE = 0
 
 
 def fill() -> None:
-    """Make the schema and the accounts, each with a big credit."""
+    """Create the schema and the accounts, each with enough credits."""
     migrate(dsn=URL, scale=SCALE)
     ledger = Ledger(dsn=URL, scale=SCALE)
     with psycopg.connect(URL) as connection, connection.cursor() as cursor:
@@ -27,7 +27,7 @@ def fill() -> None:
 
 
 def debit(processes: int, events: int) -> None:
-    """Debit so often, by so many processes, none of which shares an account with another."""
+    """Debit once for each event, with so many processes. No two processes use the same account."""
     context = get_context("fork")
     start = context.Barrier(processes)
     shares = [range(first, events, processes) for first in range(processes)]
@@ -40,11 +40,11 @@ def debit(processes: int, events: int) -> None:
 
 
 def debit_share(share: range, start: Barrier) -> None:
-    """Debit one process's share, once all processes are ready."""
+    """Wait until all processes are ready, then debit the share of one process."""
     with ConnectionPool(URL, min_size=1, max_size=1) as pool:
         ledger = Ledger(pool=pool, scale=SCALE)
         accounts = account_ids(pool)
-        ledger.balance(accounts[0])  # it compares the schema with itself, once
+        ledger.balance(accounts[0])  # the first call checks the schema
         amount = ledger.amount(10)
         start.wait()
         for n in share:
@@ -52,7 +52,7 @@ def debit_share(share: range, start: Barrier) -> None:
 
 
 def account_ids(pool: ConnectionPool) -> list:
-    """Return the ids of all accounts: an application that stores them spares nostro a look-up."""
+    """Return the ids of all accounts. An application can store them too, so that nostro need not look them up."""
     with pool.connection() as connection:
         return [account_id for (account_id,) in connection.execute("SELECT id FROM nostro.account ORDER BY id")]
 

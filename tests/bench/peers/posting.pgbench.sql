@@ -1,4 +1,4 @@
--- The statements of posting.py for a new usage, by pgbench. A grant covers it, or its one movement would be an overflow.
+-- The statements of posting.py for a new usage, for pgbench. A grant covers every usage, so there is no overflow.
 \set org_id random(1, 1000)
 \set n :n + 1
 \set credits 10

@@ -1,4 +1,4 @@
-"""How does a usage become a line of a plain ledger? In one transaction, once."""
+"""How is a usage posted to a plain ledger? In one transaction, once."""
 
 from typing import NamedTuple
 
@@ -18,12 +18,12 @@ INSERT = """
 COUNT = "UPDATE organisations SET movements = %s WHERE id = %s"
 
 
-class Conflict(Exception):  # noqa: N818 -- that is what it is
+class Conflict(Exception):  # noqa: N818 -- the name says what is wrong
     """Two different usages share a ref."""
 
 
 class Usage(NamedTuple):
-    """What an organisation used."""
+    """A usage of an organisation."""
 
     org_id: int
     usage_ref: str
@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 
 def post(connection: Connection, usage: Usage) -> None:
-    """Post a usage, unless it was posted before. The connection is in autocommit mode."""
+    """Post a usage unless it was posted before. The connection must be in autocommit mode."""
     with connection.transaction():
         [position] = connection.execute(LOCK, [usage.org_id]).fetchone()
         known = connection.execute(KNOWN, [usage.org_id, usage.usage_ref]).fetchone()
@@ -43,7 +43,7 @@ def post(connection: Connection, usage: Usage) -> None:
 
 
 def write(connection: Connection, usage: Usage, position: int) -> None:
-    """Draw from the grants in their order, and write what they gave and what they could not give."""
+    """Draw from the grants in their order. Write a movement for the drawn credits, and one for the rest."""
     to_draw = usage.credits
     for grant_id, remaining in connection.execute(GRANTS, [usage.org_id]).fetchall():
         drawn = min(to_draw, remaining)

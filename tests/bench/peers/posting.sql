@@ -1,5 +1,5 @@
 -- A plain credit ledger: organisations, their grants, and the movements of both.
--- It keeps less than ours: no draws, no ordinals of filtered feeds, no hash, and two indexes fewer.
+-- It stores less than ours: no draws, no ordinals of filtered feeds, no hash; and it has two indexes fewer.
 
 CREATE TABLE organisations (
     id integer PRIMARY KEY,
