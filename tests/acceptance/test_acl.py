@@ -1,4 +1,4 @@
-"""The Redis users of deploy/redis.acl can do their work, and no more; on both servers."""
+"""The Redis users of deploy/redis.acl can do their work and nothing else, on Redis and on Valkey."""
 
 import re
 
@@ -7,14 +7,14 @@ import pytest
 import redis
 
 from feeds.keys import create_key
-from tests.acceptance.test_attack import ask, bearer, status_of
+from tests.acceptance.test_attack import bearer, request, status_of
 from tests.integration.feed_ledger import PROGRAMS, own_server
 from tests.servers import CHECKOUT
 from worker.broker.app import make_app
 from worker.producer import Producer
 
 LINES = (CHECKOUT / "deploy/redis.acl").read_text().splitlines()
-SECRETIVE = [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("SAVE",), ("MONITOR",)]
+REFUSED_TO_ALL = [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("SAVE",), ("MONITOR",)]
 REFUSED = {
     "producer": [
         ("XRANGE", "events:{6}", "-", "+"), ("XDEL", "events:{6}", "1-1"), ("DEL", "events:{6}"), ("GET", "feeds:x"), ("SET", "events:{6}", "x"), ("SET", "drains", "x"),
@@ -30,7 +30,7 @@ REFUSED = {
 
 @pytest.fixture(params=PROGRAMS)
 def admin(request, tmp_path):
-    """Give an administrator of a server that has the file's users."""
+    """Give a client with all rights for a server that has the users of the file."""
     with own_server(tmp_path / "redis", request.param) as server, redis.Redis.from_url(server.url) as client:
         for line in LINES[1:]:
             client.execute_command("ACL", "SETUSER", *re.findall(r"\([^)]*\)|\S+", line)[1:])
@@ -47,9 +47,7 @@ def usage(ref):
     return {"type": "usage", "org_id": "org_a", "usage_ref": ref, "usage_kind": "ai_usage", "credits": 3}
 
 
-def test_events_come_in_by_both_doors_and_pages_out_and_nobody_is_refused_anything(
-    processes, environment, admin, wait_until
-):
+def test_each_program_can_do_its_work_as_its_own_user(processes, environment, admin, wait_until):
     worker = {"REDIS_URL": url_of(admin, "worker")}
     processes.worker(env=worker)
     processes.schedule(env=worker)
@@ -57,22 +55,22 @@ def test_events_come_in_by_both_doors_and_pages_out_and_nobody_is_refused_anythi
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
         key = bearer(create_key(connection, org_id="org_a", rate=1000)[1])
 
-    def shows(ref):
-        answer = ask(base, b"/credits/usage", key)
+    def page_holds(ref):
+        answer = request(base, b"/credits/usage", key)
         assert status_of(answer) == 200
         return ref in answer
 
     with Producer(url_of(admin, "producer")) as producer:
         producer.send([usage("by_stream")])
-        wait_until(lambda: shows(b"by_stream"), within_s=10)
-        assert shows(b"by_stream")
+        wait_until(lambda: page_holds(b"by_stream"), within_s=10)
+        assert page_holds(b"by_stream")
         producer.send([usage("appended")])
-        wait_until(lambda: shows(b"appended"), within_s=10)
+        wait_until(lambda: page_holds(b"appended"), within_s=10)
     with make_app(url_of(admin, "producer")) as app:
         app.send_task("events.post", args=[[usage("by_task")]], queue="events")
-        wait_until(lambda: shows(b"by_task"), within_s=10)
+        wait_until(lambda: page_holds(b"by_task"), within_s=10)
     wait_until(lambda: admin.exists("events:swept"), within_s=10)
-    metrics = ask(base, b"/metrics")
+    metrics = request(base, b"/metrics")
     assert b'usage_feeds_server_up{server="redis_feeds"} 1.0' in metrics
     assert b'usage_feeds_server_up{server="redis_streams"} 0.0' in metrics
     assert b'usage_feeds_limit_checks_total{at="process"} 0.0' in metrics
@@ -81,18 +79,22 @@ def test_events_come_in_by_both_doors_and_pages_out_and_nobody_is_refused_anythi
     assert [(entry["username"], entry["object"], entry["reason"]) for entry in admin.acl_log()] == []
 
 
-def test_no_user_can_do_anothers_work_or_look_around(admin):
+def test_no_user_can_run_the_commands_of_another_or_of_an_administrator(admin):
     for user, commands in REFUSED.items():
         with redis.Redis.from_url(url_of(admin, user)) as client:
             assert client.ping()
-            for command in [*SECRETIVE, *commands]:
+            for command in [*REFUSED_TO_ALL, *commands]:
                 with pytest.raises(redis.exceptions.ResponseError) as refused:
                     client.execute_command(*command)
-                said = str(refused.value).lower()
-                assert any(word in said for word in ("permission", "noperm", "can't access")), (user, command, said)
+                message = str(refused.value).lower()
+                assert any(word in message for word in ("permission", "noperm", "can't access")), (
+                    user,
+                    command,
+                    message,
+                )
 
 
-def test_the_users_of_security_md_are_those_of_the_file():
+def test_security_md_holds_the_lines_of_the_acl_file():
     described = (CHECKOUT / "SECURITY.md").read_text()
     assert "\n".join(LINES) in described
     assert LINES[0] == "user default off"

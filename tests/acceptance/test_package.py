@@ -42,7 +42,7 @@ for package in ("feeds", "worker"):
 
 
 class Built(NamedTuple):
-    """The two files that a release has, the second also unpacked."""
+    """The two files of a release, and the folder of the unpacked wheel."""
 
     sdist: Path
     wheel: Path
@@ -60,7 +60,7 @@ def build(source: Path, target: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Build the sdist, and the wheel from the sdist as pip does; unpack the wheel where nothing else lies."""
+    """Build the sdist, and the wheel from the sdist as pip does; unpack the wheel into an empty folder."""
     folder = tmp_path_factory.mktemp("package")
     sdist = build(CHECKOUT, "sdist", folder / "sdist")
     [source] = unpack(sdist, folder / "source").iterdir()
@@ -81,15 +81,15 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return folder
 
 
-def held(wheel: Path) -> dict[str, bytes]:
-    """Return the files of a wheel."""
+def read_wheel(wheel: Path) -> dict[str, bytes]:
+    """Return the files of a wheel by name."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def metadata(built: Built) -> Metadata:
     """Return the wheel's metadata, after `packaging` has checked every field."""
-    [text] = [content for name, content in held(built.wheel).items() if name.endswith(".dist-info/METADATA")]
+    [text] = [content for name, content in read_wheel(built.wheel).items() if name.endswith(".dist-info/METADATA")]
     return Metadata.from_email(text, validate=True)
 
 
@@ -105,7 +105,7 @@ def run_installed(built: Built, folder: Path, program: str, *arguments: str) -> 
 def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(built):
     files = [path for package in PACKAGES for path in (CHECKOUT / package).rglob("*") if path.is_file()]
     ours = {path.relative_to(CHECKOUT).as_posix() for path in files if "__pycache__" not in path.parts}
-    code = {name for name in held(built.wheel) if ".dist-info/" not in name}
+    code = {name for name in read_wheel(built.wheel) if ".dist-info/" not in name}
 
     assert code == ours
     assert {"feeds/py.typed", "worker/py.typed", "feeds/cached/append.lua", "worker/ledger/write.sql"} <= code
@@ -121,10 +121,10 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(built):
 
 
 def test_the_checkout_and_the_sdist_build_the_same_wheel(built, tmp_path):
-    assert held(build(CHECKOUT, "wheel", tmp_path)) == held(built.wheel)
+    assert read_wheel(build(CHECKOUT, "wheel", tmp_path)) == read_wheel(built.wheel)
 
 
-def test_the_metadata_is_valid_and_names_the_licence_and_where_to_ask(built):
+def test_the_metadata_is_valid_and_holds_the_licence_and_the_project_links(built):
     found = metadata(built)
 
     assert (found.name, found.license_expression, found.license_files) == ("usage-feeds", "MIT", ["LICENSE"])
@@ -147,10 +147,10 @@ def test_every_dependency_is_used(built):
     assert required - owners == set()
 
 
-def test_without_extras_only_a_producer_s_dependencies_are_installed(built):
-    always = [one for one in metadata(built).requires_dist if Requirement(str(one)).marker is None]
+def test_without_extras_only_the_dependencies_of_a_producer_are_installed(built):
+    requirements = [Requirement(str(required)) for required in metadata(built).requires_dist]
 
-    assert {one.name for one in always} == {"celery", "redis", "pydantic"}
+    assert {required.name for required in requirements if required.marker is None} == {"celery", "redis", "pydantic"}
 
 
 def test_the_script_of_the_installed_wheel_lists_every_command(built, tmp_path):

@@ -31,13 +31,13 @@ process.database().close()
 KILLED_BY_U7 = (
     """
 import os, signal
-from worker.ledger import write as ledger
-post = ledger.post
+from worker.ledger import write
+post = write.post
 def post_or_die(event, *rest):
     if getattr(event, "usage_ref", "") == "u7":
         os.kill(os.getpid(), signal.SIGKILL)
     post(event, *rest)
-ledger.post = post_or_die
+write.post = post_or_die
 """
     + DRAIN
 )
@@ -77,7 +77,8 @@ def make_events(count, seed):
     return events, doubled
 
 
-def used(connection):
+def credits_used(connection):
+    """Return the credits that the ledger charges each organisation for its usages."""
     return dict(
         connection.execute(
             "SELECT org_id, -sum(credits)::bigint FROM movements JOIN organisations USING (org_no)"
@@ -86,7 +87,8 @@ def used(connection):
     )
 
 
-def expected(events):
+def credits_sent(events):
+    """Return the credits of each organisation's usages."""
     totals = {}
     for event in events:
         if event["type"] == "usage":
@@ -94,7 +96,7 @@ def expected(events):
     return totals
 
 
-def waiting(streams):
+def count_waiting(streams):
     return sum(streams.xlen(stream_of(shard)) for shard in range(8))
 
 
@@ -106,14 +108,14 @@ def test_drains_whose_shards_share_organisations_post_each_event_once(processes,
             pipeline.xadd(stream_of(number % 8), {"event": json.dumps(event)})
         pipeline.execute()
     drains = [processes.start("drain", "-c", DRAIN, "12") for _ in range(3)]
-    wait_until(lambda: waiting(streams) == 0, within_s=40)
+    wait_until(lambda: count_waiting(streams) == 0, within_s=40)
     for process in drains:
         assert process.wait(timeout=40) == 0
-    assert used(connection) == expected(events)
+    assert credits_used(connection) == credits_sent(events)
     assert audit_ledger(connection).findings == []
 
 
-def test_two_workers_and_both_doors_post_the_same_events_once(
+def test_two_workers_post_events_once_that_come_through_celery_and_through_the_streams(
     processes, environment, connection, streams, redis_url, wait_until
 ):
     events, doubled = make_events(600, seed=2)
@@ -121,29 +123,29 @@ def test_two_workers_and_both_doors_post_the_same_events_once(
     processes.worker("--hostname", "two@%h")
     processes.schedule()
 
-    def through_celery():
+    def send_through_celery():
         with make_app(redis_url) as app:
             for start in range(0, len(doubled), 40):
                 app.send_task("events.post", args=[doubled[start : start + 40]], queue="events")
 
-    def through_the_streams():
+    def send_through_the_streams():
         for event in reversed(doubled):
             add(streams, [place(event, 8)])
 
-    doors = [Thread(target=through_celery), Thread(target=through_the_streams)]
-    for door in doors:
-        door.start()
-    for door in doors:
-        door.join()
-    wait_until(lambda: used(connection) == expected(events) and waiting(streams) == 0, within_s=60)
+    senders = [Thread(target=send_through_celery), Thread(target=send_through_the_streams)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    wait_until(lambda: credits_used(connection) == credits_sent(events) and count_waiting(streams) == 0, within_s=60)
     wait_until(lambda: streams.llen("events") == 0 and streams.hlen("unacked") == 0, within_s=30)
-    wait_until(lambda: waiting(streams) == 0, within_s=30)
-    assert used(connection) == expected(events)
+    wait_until(lambda: count_waiting(streams) == 0, within_s=30)
+    assert credits_used(connection) == credits_sent(events)
     assert audit_ledger(connection).findings == []
 
 
-def test_an_event_that_kills_its_process_is_buried_and_its_neighbours_are_posted(processes, connection, streams):
-    add(streams, [place({**usage, "usage_ref": f"u{number}"}, 8) for number in range(20)])
+def test_an_event_that_kills_its_process_is_buried_and_the_other_events_are_posted(processes, connection, streams):
+    add(streams, [place({**USAGE, "usage_ref": f"u{number}"}, 8) for number in range(20)])
     for _ in range(25):
         process = processes.start("drain", "-c", KILLED_BY_U7, "0.5")
         if process.wait(timeout=30) != -signal.SIGKILL:
@@ -151,7 +153,7 @@ def test_an_event_that_kills_its_process_is_buried_and_its_neighbours_are_posted
         connection.execute("UPDATE stream_offsets SET moved_at = 'epoch'")
     assert [code for (code,) in connection.execute("SELECT code FROM dead_letters")] == ["unpostable"]
     assert connection.execute("SELECT count(*) FROM movements").fetchone() == (19,)
-    assert waiting(streams) == 0
+    assert count_waiting(streams) == 0
 
 
-usage = {"type": "usage", "org_id": "org_a", "usage_kind": "ai_usage", "credits": 1}
+USAGE = {"type": "usage", "org_id": "org_a", "usage_kind": "ai_usage", "credits": 1}

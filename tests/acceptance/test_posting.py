@@ -1,4 +1,4 @@
-"""An event goes in through each door, and comes out of the ledger, by real processes."""
+"""Real processes post events that come through a producer, a plain XADD or the Celery task."""
 
 import json
 
@@ -13,7 +13,7 @@ from worker.producer import Producer
 
 
 @pytest.fixture
-def count_lines(database_url):
+def count_movements(database_url):
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield lambda: connection.execute("SELECT count(*) FROM movements").fetchone()[0]
 
@@ -22,36 +22,38 @@ def usage(ref, org_id="org_a"):
     return {"type": "usage", "org_id": org_id, "usage_ref": ref, "usage_kind": "ai_usage", "credits": 3}
 
 
-def test_a_producer_is_posted_within_a_second_without_a_schedule(
-    processes, environment, redis_url, count_lines, wait_until
+def test_an_event_of_a_producer_is_posted_within_two_seconds_without_a_schedule(
+    processes, environment, redis_url, count_movements, wait_until
 ):
     processes.worker()
     with Producer(redis_url) as producer:
         producer.grant("org_a", "g", 5, "plan")
         producer.usage("org_a", "u", "ai_usage", 7)
-        wait_until(lambda: count_lines() == 3, within_s=2)
+        wait_until(lambda: count_movements() == 3, within_s=2)
 
 
-def test_a_plain_xadd_is_posted_within_three_seconds(processes, environment, redis_url, count_lines, wait_until):
+def test_an_event_of_a_plain_xadd_is_posted_within_three_seconds(
+    processes, environment, redis_url, count_movements, wait_until
+):
     processes.worker()
     processes.schedule()
     with redis.Redis.from_url(redis_url) as client:
         wait_until(lambda: client.exists(SWEPT), within_s=20)
         client.xadd(stream_of(shard_of("org_a", 8)), {"event": json.dumps(usage("u"))})
-        wait_until(lambda: count_lines() == 1, within_s=3)
+        wait_until(lambda: count_movements() == 1, within_s=3)
 
 
-def test_the_celery_task_posts_a_list_and_what_is_none_becomes_a_dead_letter(
-    processes, environment, database_url, redis_url, count_lines, wait_until
+def test_the_celery_task_posts_the_events_of_a_list_and_buries_everything_else(
+    processes, environment, database_url, redis_url, count_movements, wait_until
 ):
     processes.worker()
     with make_app(redis_url) as app:
         app.send_task("events.post", args=[[usage("u1"), usage("u2"), {"type": "nonsense"}, 7]], queue="events")
         app.send_task("events.post", args=["nonsense", 5], kwargs={"a": 1}, queue="events")
-    wait_until(lambda: count_lines() == 2, within_s=5)
+    wait_until(lambda: count_movements() == 2, within_s=5)
     with psycopg.connect(database_url) as connection:
 
-        def dead():
+        def count_dead_letters():
             return connection.execute("SELECT count(*) FROM dead_letters").fetchone()[0]
 
-        wait_until(lambda: dead() == 3, within_s=5)
+        wait_until(lambda: count_dead_letters() == 3, within_s=5)
