@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from feeds.schema import LedgerEmpty, UnusableSetup
+from worker.broker import transport
 from worker.broker.app import DRAINS, WAKE_EXPIRES_S, make_app, wake
 from worker.intake.batch import Intake
 from worker.intake.drain import drain as run_drain
@@ -33,6 +34,7 @@ POST_RETRY_PAUSE_S = 1.0
 POST_TRIES = 12
 """A try may take 2 s to fail, so all tries together stay well below the task's time limit."""
 
+transport.install()
 app = make_app(worker_settings().celery_broker_url)
 app.conf.beat_schedule = {
     "sweep": {
@@ -91,7 +93,7 @@ def post(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
     placed = [place(event, ledger().event_shards) for event in events]
     for _ in range(POST_TRIES):
         try:
-            if add_once(streams(), placed, str(self.request.id)):
+            if add_once(streams(), placed, str(self.request.get("delivery") or self.request.id)):
                 wake_quietly(app)
         except RedisError as error:
             log.warning("events.post tries again: %s", first_line(error))

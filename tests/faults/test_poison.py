@@ -8,8 +8,6 @@ import json
 import pickle
 import uuid
 
-import pytest
-
 from tests.faults.events_and_pages import send, usage
 from worker.broker.app import make_app
 from worker.intake.poison import key_of
@@ -79,18 +77,6 @@ def test_messages_of_twenty_megabytes_are_cut_and_buried_and_the_worker_goes_on(
     wait_until(lambda: refs() == ["after"] and len(dead_letters()) == 2, within_s=30)
     assert {code for code, _ in dead_letters()} == {"too_large"}
     assert worker.poll() is None
-
-
-def test_a_list_item_that_is_not_an_envelope_ends_the_worker_and_the_next_worker_posts_what_follows(
-    processes, redis_url, client, refs, wait_until
-):
-    worker = processes.worker()
-    client.lpush("events", b"no envelope")
-    send_tasks(redis_url, "after")
-    if worker.wait(timeout=30) == 0:  # Celery ends it; a supervisor starts it again
-        pytest.fail("the worker ended with code 0")
-    processes.worker()
-    wait_until(lambda: refs() == ["after"], within_s=20)
 
 
 def test_a_message_that_always_kills_its_process_is_tried_a_bounded_number_of_times_and_buried(

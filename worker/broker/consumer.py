@@ -17,7 +17,7 @@ from celery.worker.request import Request
 from redis.exceptions import RedisError
 
 from worker.events import EVENT_BYTES
-from worker.intake.streams import add_once
+from worker.intake.streams import add_once, delivery_of
 from worker.process import streams
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,14 @@ class DurableConsumer(Consumer):
 
 
 class SavedRequest(Request):
-    """A message for `events.post`, saved if its task fails for good."""
+    """A message for `events.post`, saved if its task fails for good. Its task gets the name of the delivery."""
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        self.request_dict["delivery"] = delivery_of(self.id, message.body)
+
+    def maybe_expire(self) -> None:
+        """Never expire: a message may be late, but its events are posted."""
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         """Save the message, unless it will be redelivered."""
