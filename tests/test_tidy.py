@@ -1,4 +1,4 @@
-"""Does the code keep its shape: the order of the rooms, pure modules, sizes, names and texts?"""
+"""Does the code keep its form: the order of the rooms, pure modules, sizes, names, queries and files?"""
 
 import ast
 import json
@@ -21,10 +21,10 @@ STANDARD_LIBRARY_OF_VALUES = {
     "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "itertools",
     "json", "math", "operator", "re", "types", "typing", "uuid", "zlib",
 }  # fmt: skip
-"""Nothing with a clock, chance, a file or a network; what of `datetime` and `uuid` has, is looked for by name."""
+"""No clock, randomness, file or network. `datetime` and `uuid` have some of these: IMPURE_CALLS forbids them by name."""
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid6", "uuid7", "open", "getenv", "input", "print"}
 CORE = {"celery", "redis", "pydantic"}
-"""What producers have installed, with what these need."""
+"""What producers install, apart from the dependencies of these."""
 LAYERS = (
     {"worker.__main__"},
     {"worker.commands"},
@@ -61,11 +61,11 @@ MODULES = sorted(path for package in PACKAGES for path in (CHECKOUT / package).r
 QUERIES = sorted(
     path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.sql") if not path.stem[:4].isdigit()
 )
-"""The `.sql` files that a module loads; the others are migrations."""
+"""The `.sql` files that modules load. All others are migrations."""
 
 
-def name_of(path: Path) -> str:
-    """Return a file's path from the checkout."""
+def relative_name(path: Path) -> str:
+    """Return the path of a file relative to the checkout."""
     return path.relative_to(CHECKOUT).as_posix()
 
 
@@ -75,18 +75,18 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def tracked() -> list[Path]:
-    """Return the files under version control, or all but the ignored where there is none yet."""
+def checkout_files() -> list[Path]:
+    """Return all files of the checkout that git does not ignore, tracked or not."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = [CHECKOUT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in found if path.is_file()]
+    files = [CHECKOUT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in files if path.is_file()]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the dotted names that a module imports, wherever in it; of `from a import b` both `a` and `a.b`."""
+    """Yield the dotted names that a module imports, also inside functions. `from a import b` yields `a` and `a.b`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -97,17 +97,17 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), name_of(path))
+    return ast.parse(path.read_text(), relative_name(path))
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Yield every function and class, however deep."""
+    """Yield every function and class, also nested ones."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return (node for node in ast.walk(tree) if isinstance(node, kinds))
 
 
 def is_module(name: str) -> bool:
-    """Tell whether a dotted name is a module of ours."""
+    """Tell whether a dotted name is one of our modules."""
     path = CHECKOUT.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
@@ -120,7 +120,7 @@ def layer_of(module: str) -> tuple[int, str]:
     return found
 
 
-def test_imports_point_down_the_layers_only():
+def test_a_module_imports_only_from_its_own_room_and_from_layers_below():
     upward = []
     for path in MODULES:
         module = module_of(path)
@@ -137,7 +137,7 @@ def test_imports_point_down_the_layers_only():
 
 def test_feeds_imports_neither_worker_nor_celery():
     found = {
-        (name_of(path), name)
+        (relative_name(path), name)
         for path in MODULES
         if path.is_relative_to(CHECKOUT / "feeds")
         for name in imports(parse(path))
@@ -146,14 +146,14 @@ def test_feeds_imports_neither_worker_nor_celery():
     assert found == set()
 
 
-def test_feeds_can_be_imported_where_there_is_no_celery():
+def test_feeds_can_be_imported_if_celery_is_not_installed():
     modules = [module_of(path) for path in MODULES if path.is_relative_to(CHECKOUT / "feeds")]
     done = import_without({"worker", "celery", "kombu", "billiard"}, *modules)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", sorted(PURE))
-def test_a_pure_module_imports_pure_ones_alone(module):
+def test_a_pure_module_imports_only_pure_modules(module):
     tree = parse(CHECKOUT.joinpath(*module.split(".")).with_suffix(".py"))
     allowed = STANDARD_LIBRARY_OF_VALUES | PURE_LIBRARIES
     ours = {name for name in imports(tree) if name.split(".")[0] in PACKAGES and is_module(name)}
@@ -163,7 +163,7 @@ def test_a_pure_module_imports_pure_ones_alone(module):
 
 
 @pytest.mark.parametrize("module", sorted(PURE))
-def test_a_pure_module_asks_no_clock_and_rolls_no_dice(module):
+def test_a_pure_module_calls_nothing_that_reads_a_clock_a_file_or_randomness(module):
     tree = parse(CHECKOUT.joinpath(*module.split(".")).with_suffix(".py"))
     called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = {function.attr for function in called if isinstance(function, ast.Attribute)}
@@ -172,7 +172,7 @@ def test_a_pure_module_asks_no_clock_and_rolls_no_dice(module):
 
 
 def import_without(forbidden: set[str], *modules: str) -> subprocess.CompletedProcess[str]:
-    """Import modules in a fresh process that finds nothing of what is forbidden."""
+    """Import modules in a new process in which the forbidden packages are not found."""
     program = f"""
 import importlib, sys
 
@@ -189,7 +189,7 @@ for name in {modules!r}:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_producer_needs_the_core_dependencies_alone():
+def test_a_producer_needs_only_the_core_dependencies():
     installed = locked_names()
     forbidden = import_names(installed - required_by(CORE))
     assert forbidden >= {
@@ -201,27 +201,27 @@ def test_a_producer_needs_the_core_dependencies_alone():
 
 
 def locked_names() -> set[str]:
-    """Return the names of all that the lock file holds."""
+    """Return the names of all distributions in the lock file."""
     return set(re.findall(r"^([\w.-]+)==", (CHECKOUT / "requirements.lock").read_text(), flags=re.MULTILINE))
 
 
 def required_by(names: set[str]) -> set[str]:
-    """Return distributions, and what they require in turn on this machine; no extras."""
-    found, to_see = set(), set(names)
-    while to_see:
-        name = to_see.pop()
+    """Return distributions and all their direct and indirect dependencies on this machine, without extras."""
+    found, to_visit = set(), set(names)
+    while to_visit:
+        name = to_visit.pop()
         found.add(name)
         try:
-            wanted = [Requirement(line) for line in requires(name) or ()]
-        except PackageNotFoundError:  # of another platform or Python
+            requirements = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:  # only needed on another platform or Python
             continue
-        needed = (one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""}))
-        to_see |= {re.sub(r"[-_.]+", "-", one.name).lower() for one in needed} - found
+        needed = (each for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""}))
+        to_visit |= {re.sub(r"[-_.]+", "-", each.name).lower() for each in needed} - found
     return found
 
 
 def import_names(distributions: set[str]) -> set[str]:
-    """Return the top-level packages of distributions."""
+    """Return the top-level packages that these distributions install."""
     return {
         package
         for package, owners in packages_distributions().items()
@@ -229,14 +229,14 @@ def import_names(distributions: set[str]) -> set[str]:
     }
 
 
-def test_a_module_can_be_read_in_one_sitting():
-    long = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
-    assert {name: lines for name, lines in long.items() if lines > LINES_OF_A_MODULE} == {}
+def test_no_module_is_longer_than_the_limit():
+    sizes = {relative_name(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: lines for name, lines in sizes.items() if lines > LINES_OF_A_MODULE} == {}
 
 
-def test_a_function_fits_on_a_screen():
+def test_no_function_is_longer_than_the_limit():
     sizes = {
-        f"{name_of(path)}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
+        f"{relative_name(path)}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
         for path in MODULES
         for node in definitions(parse(path))
         if not isinstance(node, ast.ClassDef)
@@ -244,50 +244,50 @@ def test_a_function_fits_on_a_screen():
     assert {name: lines for name, lines in sizes.items() if lines > LINES_OF_A_FUNCTION} == {}
 
 
-def test_all_that_is_public_says_what_it_promises():
+def test_every_public_module_class_and_function_has_a_docstring():
     assert list(chain.from_iterable(undocumented(path) for path in MODULES)) == []
 
 
 def undocumented(path: Path) -> Iterator[str]:
-    """Yield the public things of a module that have no docstring: what is nested in a function is not public."""
+    """Yield the public names of a module without a docstring. What is nested in a function is not public."""
     tree = parse(path)
     if not ast.get_docstring(tree) and tree.body:
-        yield name_of(path)
-    to_see: list[ast.AST] = [tree]
-    while to_see:
-        for node in to_see.pop().body:
+        yield relative_name(path)
+    to_visit: list[ast.AST] = [tree]
+    while to_visit:
+        for node in to_visit.pop().body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
                 if not ast.get_docstring(node):
-                    yield f"{name_of(path)}:{node.lineno} {node.name}"
+                    yield f"{relative_name(path)}:{node.lineno} {node.name}"
                 if isinstance(node, ast.ClassDef):
-                    to_see.append(node)
+                    to_visit.append(node)
 
 
-def test_no_module_is_named_for_nothing():
-    shapeless = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
-    assert [name_of(path) for path in MODULES if path.stem in shapeless] == []
+def test_no_module_has_a_name_that_says_nothing():
+    empty_names = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
+    assert [relative_name(path) for path in MODULES if path.stem in empty_names] == []
 
 
-@pytest.mark.parametrize("path", QUERIES, ids=name_of)
-def test_each_query_is_named_promises_something_and_is_used_by_the_module_beside_it(path):
+@pytest.mark.parametrize("path", QUERIES, ids=relative_name)
+def test_each_query_has_a_name_and_a_comment_and_is_used_by_the_module_beside_it(path):
     text, module = path.read_text(), parse(path.with_suffix(".py"))
     names = re.findall(r"^-- name: (.*)$", text, flags=re.MULTILINE)
-    promised = re.findall(r"^-- name: (\w+)\n-- \S", text, flags=re.MULTILINE)
+    commented = re.findall(r"^-- name: (\w+)\n-- \S", text, flags=re.MULTILINE)
     words = {node.value for node in ast.walk(module) if isinstance(node, ast.Constant)}
     assert names
-    assert names == promised
+    assert names == commented
     assert len(names) == len(set(names))
     assert set(names) <= words
     assert set(re.findall(r'SQL\["(\w+)"\]', path.with_suffix(".py").read_text())) <= set(names)
 
 
-def test_every_migration_is_numbered_on():
+def test_migrations_are_numbered_without_gaps():
     names = sorted(path.name for path in (CHECKOUT / "worker/migrations").glob("[0-9]*.sql"))
     assert all(re.fullmatch(rf"{number:04}_[a-z]+_[a-z_]+\.sql", name) for number, name in enumerate(names, 1))
 
 
 def test_no_file_holds_a_path_of_a_machine_or_the_host_of_a_registry():
-    # Put together here, so that this file does not hold them itself.
+    # Split, so that this file does not hold them itself.
     hosts = (
         "py" + r"pi\.org",
         "python" + r"hosted\.org",
@@ -298,8 +298,8 @@ def test_no_file_holds_a_path_of_a_machine_or_the_host_of_a_registry():
     folders = ("ho" + "me", "Us" + "ers", "ro" + "ot", "wo" + "rk")
     forbidden = re.compile(rf"(?:{'|'.join(hosts)})|(?<![\w.}}\])*])/(?:{'|'.join(folders)})/[\w.]")
     found = [
-        f"{name_of(path)}: {match.group()}"
-        for path in tracked()
+        f"{relative_name(path)}: {match.group()}"
+        for path in checkout_files()
         for match in forbidden.finditer(path.read_bytes().decode(errors="replace"))
     ]
     assert found == []
@@ -309,14 +309,14 @@ def test_no_test_is_skipped_or_expected_to_fail():
     words = "|".join(("sk" + "ip", "xf" + "ail", "import" + "orskip", "sk" + "ipif"))
     pattern = re.compile(rf"\b(?:mark|pytest|unittest)\.(?:{words})\b")
     found = [
-        f"{name_of(path)}: {match.group()}"
+        f"{relative_name(path)}: {match.group()}"
         for path in (CHECKOUT / "tests").rglob("*.py")
         for match in pattern.finditer(path.read_text())
     ]
     assert found == []
 
 
-def test_the_histories_are_all_there_in_their_form():
+def test_all_histories_exist_and_have_the_right_form():
     histories = json.loads((CHECKOUT / "tests/vectors/posting.json").read_text())
     assert len({history["name"] for history in histories}) == len(histories) == HISTORIES
     assert {tuple(history) for history in histories} == {("name", "expiry_grace_s", "steps", "remaining")}

@@ -1,4 +1,4 @@
-"""Once a second: wakes for what waits, and settles for what is due."""
+"""A sweep wakes drains if entries wait, and adds `settle` events for due grants."""
 
 import json
 
@@ -33,8 +33,8 @@ def ledger(connection):
 
 
 @pytest.fixture
-def swept(connection, streams, ledger):
-    """Sweep once, and return the wakes that it sent, by when they expire."""
+def run_sweep(connection, streams, ledger):
+    """Give the function that sweeps once and returns after how many seconds each wake that it sent expires."""
 
     def run():
         wakes = []
@@ -45,7 +45,7 @@ def swept(connection, streams, ledger):
 
 
 @pytest.fixture
-def drained(connection, streams, ledger):
+def drain_streams(connection, streams, ledger):
     return lambda: drain_all(Intake(connection, streams, ledger, lambda *_: None, lambda: None))
 
 
@@ -53,111 +53,112 @@ def grant(org_id, **fields):
     return {"type": "grant", "org_id": org_id, "grant_ref": "g", "credits": 10, "source": "plan"} | fields
 
 
-def make_due(connection, streams, drained, org_ids):
-    """Give every organisation a grant, and let it end a minute ago."""
+def make_due(connection, streams, drain_streams, org_ids):
+    """Give every organisation a grant, and set its end to a minute ago."""
     add(streams, [place(grant(org_id, expires_at="2099-01-01T00:00:00Z"), 8) for org_id in org_ids])
-    drained()
+    drain_streams()
     streams.delete(AWAKE)
     connection.execute("UPDATE grants SET expires_at = now() - interval '1 minute'")
 
 
-def waiting(streams):
+def waiting_events(streams):
     return [json.loads(fields[b"event"]) for shard in range(8) for _, fields in streams.xrange(stream_of(shard))]
 
 
-def kinds(connection):
+def kinds_of_movements(connection):
     return [
         KIND_OF_LETTER[kind] for (kind,) in connection.execute("SELECT kind FROM movements ORDER BY org_no, position")
     ]
 
 
-def test_nothing_waits_and_nothing_is_due_so_nobody_is_woken(swept):
-    assert swept() == []
+def test_if_nothing_waits_and_nothing_is_due_no_drain_is_woken(run_sweep):
+    assert run_sweep() == []
 
 
-def test_an_end_that_has_come_gets_its_line(connection, streams, drained, swept):
-    make_due(connection, streams, drained, ["org_a"])
-    assert swept() == [60]
-    drained()
-    assert kinds(connection) == ["allot", "expire"]
+def test_a_grant_whose_end_has_come_expires(connection, streams, drain_streams, run_sweep):
+    make_due(connection, streams, drain_streams, ["org_a"])
+    assert run_sweep() == [60]
+    drain_streams()
+    assert kinds_of_movements(connection) == ["allot", "expire"]
     streams.delete(AWAKE)
-    assert swept() == []
+    assert run_sweep() == []
 
 
-def test_a_start_that_has_come_gets_its_line(connection, streams, drained, swept):
+def test_a_grant_whose_start_has_come_is_allotted(connection, streams, drain_streams, run_sweep):
     add(streams, [place(grant("org_a", effective_at="2098-01-01T00:00:00Z"), 8)])
-    drained()
+    drain_streams()
     streams.delete(AWAKE)
-    assert swept() == []
+    assert run_sweep() == []
     connection.execute("UPDATE grants SET effective_at = now() - interval '1 minute'")
-    swept()
-    drained()
-    assert kinds(connection) == ["allot"]
+    run_sweep()
+    drain_streams()
+    assert kinds_of_movements(connection) == ["allot"]
 
 
-def test_an_end_waits_for_the_grace(connection, streams, drained, ledger):
-    make_due(connection, streams, drained, ["org_a"])
+def test_a_grant_is_not_due_before_the_expiry_grace_is_over(connection, streams, drain_streams, ledger):
+    make_due(connection, streams, drain_streams, ["org_a"])
     assert sweeping.find_due(connection, ledger._replace(expiry_grace_s=3600)) == []
     assert sweeping.find_due(connection, ledger) == ["org_a"]
 
 
-def test_two_sweeps_at_once_expire_once(connection, streams, drained, swept):
-    make_due(connection, streams, drained, ["org_a"])
-    swept()
+def test_two_sweeps_at_once_expire_a_grant_once(connection, streams, drain_streams, run_sweep):
+    make_due(connection, streams, drain_streams, ["org_a"])
+    run_sweep()
     streams.delete(SETTLES)
-    swept()
-    assert len(waiting(streams)) == 2
-    drained()
-    assert kinds(connection) == ["allot", "expire"]
+    run_sweep()
+    assert len(waiting_events(streams)) == 2
+    drain_streams()
+    assert kinds_of_movements(connection) == ["allot", "expire"]
 
 
-def test_an_unanswered_settle_is_sent_again_after_ten_seconds_only(connection, streams, drained, swept):
-    make_due(connection, streams, drained, ["org_a"])
-    swept()
-    swept()
-    assert len(waiting(streams)) == 1
+def test_an_unanswered_settle_is_sent_again_only_after_ten_seconds(connection, streams, drain_streams, run_sweep):
+    make_due(connection, streams, drain_streams, ["org_a"])
+    run_sweep()
+    run_sweep()
+    assert len(waiting_events(streams)) == 1
     streams.hincrbyfloat(SETTLES, "org_a", -11)
-    swept()
-    assert len(waiting(streams)) == 2
+    run_sweep()
+    assert len(waiting_events(streams)) == 2
 
 
-def test_a_shard_is_sent_a_bounded_number_of_unanswered_settles(connection, streams, drained, swept):
-    crowded = [org_id for org_id in (f"org_{i}" for i in range(20000)) if shard_of(org_id, 8) == 3][: UNANSWERED_MAX + 50]
-    make_due(connection, streams, drained, crowded)
-    swept()
-    swept()
-    assert len(waiting(streams)) == UNANSWERED_MAX
-    drained()
-    swept()
-    drained()
-    assert kinds(connection).count("expire") == UNANSWERED_MAX + 50
+def test_a_shard_gets_a_bounded_number_of_unanswered_settles(connection, streams, drain_streams, run_sweep):
+    org_ids = [org_id for number in range(20000) if shard_of(org_id := f"org_{number}", 8) == 3]
+    of_one_shard = org_ids[: UNANSWERED_MAX + 50]
+    make_due(connection, streams, drain_streams, of_one_shard)
+    run_sweep()
+    run_sweep()
+    assert len(waiting_events(streams)) == UNANSWERED_MAX
+    drain_streams()
+    run_sweep()
+    drain_streams()
+    assert kinds_of_movements(connection).count("expire") == UNANSWERED_MAX + 50
 
 
-def test_events_that_nobody_was_woken_for_are_found(streams, swept):
+def test_a_drain_is_woken_for_entries_that_wait(streams, run_sweep):
     streams.xadd(stream_of(0), {"event": "{}"})
-    assert swept() == [60]
+    assert run_sweep() == [60]
 
 
-def test_a_key_that_says_awake_is_believed_for_a_second_only(streams, swept):
-    streams.set(AWAKE, "somebody")
+def test_the_awake_key_is_ignored_once_the_first_entry_is_over_a_second_old(streams, run_sweep):
+    streams.set(AWAKE, "another")
     streams.xadd(stream_of(0), {"event": "{}"})
-    assert swept() == []
+    assert run_sweep() == []
     streams.delete(stream_of(0))
     streams.xadd(stream_of(0), {"event": "{}"}, id="1-1")
-    assert swept() == [HELPER_EXPIRES_S]
+    assert run_sweep() == [HELPER_EXPIRES_S]
 
 
-def test_a_backlog_calls_helpers_that_soon_expire(streams, swept):
-    streams.set(AWAKE, "somebody")
+def test_in_a_backlog_helping_drains_are_woken_by_messages_that_soon_expire(streams, run_sweep):
+    streams.set(AWAKE, "another")
     with streams.pipeline() as pipeline:
         for shard in range(8):
             for _ in range(200):
                 pipeline.xadd(stream_of(shard), {"event": "{}"})
         pipeline.execute()
-    assert swept() == [HELPER_EXPIRES_S] * 3
+    assert run_sweep() == [HELPER_EXPIRES_S] * 3
 
 
-def test_a_key_that_is_no_stream_hides_no_other_shard(streams, swept):
-    streams.set(stream_of(0), "no stream")
+def test_a_key_that_is_not_a_stream_does_not_hide_other_shards(streams, run_sweep):
+    streams.set(stream_of(0), "not a stream")
     streams.xadd(stream_of(1), {"event": "{}"})
-    assert swept() == [60]
+    assert run_sweep() == [60]

@@ -1,3 +1,5 @@
+"""Acknowledgements over broken connections: which errors end a worker, and which do not?"""
+
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +8,7 @@ from worker.broker.consumer import DurableConsumer
 
 
 class Message:
-    """A message whose acknowledgement fails as kombu's does once its connection was given up."""
+    """A message whose acknowledgement fails as in kombu after its connection was closed."""
 
     def __init__(self, client: object) -> None:
         self.channel = SimpleNamespace(connection=SimpleNamespace(client=client))
@@ -15,16 +17,16 @@ class Message:
         raise AttributeError("hostname")
 
 
-def settle(message: Message) -> None:
+def acknowledge(message: Message) -> None:
     consumer = object.__new__(DurableConsumer)
-    consumer.hub = SimpleNamespace(call_soon=lambda settle: settle())
+    consumer.hub = SimpleNamespace(call_soon=lambda acknowledge: acknowledge())
     consumer.call_soon_ack(message.ack_log_error)
 
 
-def test_an_acknowledgement_over_a_connection_that_is_gone_does_not_end_the_worker():
-    settle(Message(client=None))
+def test_an_acknowledgement_over_a_closed_connection_does_not_end_the_worker():
+    acknowledge(Message(client=None))
 
 
-def test_a_mistake_over_a_connection_that_is_there_is_not_hidden():
+def test_an_error_of_an_acknowledgement_over_an_open_connection_is_raised():
     with pytest.raises(AttributeError):
-        settle(Message(client=object()))
+        acknowledge(Message(client=object()))

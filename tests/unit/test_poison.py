@@ -1,4 +1,4 @@
-"""The search for an entry that kills the process that posts it."""
+"""How is an entry found that kills the process that posts it?"""
 
 import random
 
@@ -13,16 +13,23 @@ DEATHS_MAX = 1000
 
 
 def drain(shards, killers, seed=0):
-    """Post the entries of all shards in batches, of which some die. Returns the buried entries and the number of deaths.
+    """Post the entries of all shards in batches; return the buried entries and the number of deaths.
 
-    `shards` maps a shard to its entries. A batch dies if it holds a killer that is not condemned.
+    A batch dies if it holds a killer that is not condemned.
+
+    Args:
+        shards: The entries of each shard.
+        killers: The entries that kill.
+        seed: Decides which group is taken next.
     """
     waiting = {shard: list(entries) for shard, entries in shards.items()}
     known = dict.fromkeys(waiting, Suspicion())
     buried, deaths, chance = [], 0, random.Random(seed)
     while any(waiting.values()):
         group = chance.choice(
-            group_shards([WaitingShard(shard, len(waiting[shard]), known[shard]) for shard in waiting if waiting[shard]])
+            group_shards(
+                [WaitingShard(shard, len(waiting[shard]), known[shard]) for shard in waiting if waiting[shard]]
+            )
         )
         taken = {shard: waiting[shard][: known[shard].batch_size] for shard in group}
         condemned = [shard for shard in group if known[shard].state is State.CONDEMNED]
@@ -40,7 +47,7 @@ def drain(shards, killers, seed=0):
 
 
 @given(st.integers(0, 1200), st.integers(1, 1300))
-def test_one_killer_is_buried_alone_after_few_deaths(killer, length):
+def test_only_the_killer_is_buried_and_after_few_deaths(killer, length):
     buried, deaths = drain({0: range(length)}, {killer})
     assert buried == [killer] * (killer < length)
     assert deaths <= 20
@@ -56,7 +63,7 @@ def test_every_killer_of_a_shard_is_buried_and_no_other_entry(killers):
     places=st.sets(st.tuples(st.integers(0, 7), st.integers(0, 299)), max_size=5),
     seed=st.integers(0, 2**32),
 )
-def test_with_several_shards_every_killer_is_buried_and_no_entry_of_any_shard(sizes, places, seed):
+def test_with_several_shards_every_killer_is_buried_and_no_other_entry(sizes, places, seed):
     shards = {shard: [(shard, place) for place in range(size)] for shard, size in enumerate(sizes)}
     killers = {entry for entries in shards.values() for entry in entries} & places
     assert sorted(drain(shards, killers, seed)[0]) == sorted(killers)
@@ -74,7 +81,7 @@ def test_a_shard_with_a_death_is_a_group_of_its_own_and_the_others_share_one():
     assert group_shards([*calm, WaitingShard(3, 1, Suspicion(deaths=1, size=1))]) == [[3], [0, 1, 2]]
 
 
-def test_in_a_backlog_each_group_holds_enough_entries_for_a_batch():
+def test_in_a_backlog_each_group_has_enough_entries_for_a_batch():
     assert group_shards([WaitingShard(shard, 300, Suspicion()) for shard in range(5)]) == [[0, 1], [2, 3], [4]]
 
 

@@ -1,4 +1,4 @@
-"""What producers import: where it finds the streams, and what it refuses before it sends."""
+"""Where does a producer find the streams, and what does it refuse before it sends?"""
 
 import json
 
@@ -14,7 +14,7 @@ def state(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_takes_the_environments_word_then_a_running_ups(state, monkeypatch):
+def test_settings_come_from_the_environment_or_else_from_a_running_up(state, monkeypatch):
     facts = {"redis_url": "redis://from-up:1/0", "event_shards": 4, "usage_kinds": "a,b"}
     (state / "addresses.json").write_text(json.dumps(facts))
     with Producer() as producer:
@@ -27,12 +27,12 @@ def test_it_takes_the_environments_word_then_a_running_ups(state, monkeypatch):
         assert producer._streams.get_connection_kwargs()["host"] == "from-environment"
 
 
-def test_without_an_address_it_says_what_to_do(state):
+def test_without_an_address_the_error_says_what_to_do(state):
     with pytest.raises(ValueError, match="REDIS_URL is not set"):
         Producer()
 
 
-def test_a_bad_event_is_refused_before_any_is_sent(state):
+def test_a_bad_event_is_refused_before_any_event_is_sent(state):
     with Producer("redis://127.0.0.1:1/0") as producer:
         with pytest.raises(EventInvalid) as refused:
             producer.usage("org_a", "u", "ai_usage", credits=1.5)  # type: ignore[arg-type]

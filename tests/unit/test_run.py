@@ -1,3 +1,5 @@
+"""Does run.py make the environment when it must, and run the right program?"""
+
 import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,8 @@ def run() -> ModuleType:
 
 
 @pytest.fixture
-def makes(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Record which lock file would be installed, and make an environment that only has an executable `python`."""
+def installed(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Record the lock files that would be installed. The environments only hold an executable `python`."""
     made: list[str] = []
 
     def make(venv: Path, lock: Path) -> None:
@@ -40,44 +42,44 @@ def lock(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_environment_is_made_once(run, makes, lock, tmp_path):
+def test_the_environment_is_made_once(run, installed, lock, tmp_path):
     for _ in range(2):
         run.set_up(tmp_path / ".venv", lock)
 
-    assert makes == ["one==1"]
+    assert installed == ["one==1"]
 
 
-def test_the_environment_is_made_again_when_the_lock_file_has_changed(run, makes, lock, tmp_path):
+def test_the_environment_is_made_again_when_the_lock_file_has_changed(run, installed, lock, tmp_path):
     run.set_up(tmp_path / ".venv", lock)
     lock.write_text("one==2")
     run.set_up(tmp_path / ".venv", lock)
 
-    assert makes == ["one==1", "one==2"]
+    assert installed == ["one==1", "one==2"]
 
 
-def test_an_environment_that_was_left_unfinished_is_made_again(run, makes, lock, tmp_path):
+def test_an_environment_that_was_left_unfinished_is_made_again(run, installed, lock, tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch(mode=0o755)
 
     run.set_up(tmp_path / ".venv", lock)
 
-    assert makes == ["one==1"]
+    assert installed == ["one==1"]
 
 
-def test_an_environment_without_its_python_is_made_again(run, makes, lock, tmp_path):
+def test_an_environment_without_its_python_is_made_again(run, installed, lock, tmp_path):
     run.set_up(tmp_path / ".venv", lock)
     (tmp_path / ".venv" / "bin" / "python").unlink()
     run.set_up(tmp_path / ".venv", lock)
 
-    assert len(makes) == 2
+    assert len(installed) == 2
 
 
-def test_of_eight_processes_at_once_one_makes_the_environment(run, makes, lock, tmp_path):
+def test_of_eight_processes_at_once_one_installed_the_environment(run, installed, lock, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: run.set_up(tmp_path / ".venv", lock), range(8)))
 
-    assert makes == ["one==1"]
+    assert installed == ["one==1"]
 
 
 @pytest.fixture
