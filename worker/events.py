@@ -1,6 +1,8 @@
 """Which events are accepted, and how are they parsed?"""
 
+import json
 import re
+from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -20,8 +22,14 @@ from pydantic import (
 from feeds.identifiers import ORG_ID_PATTERN, REF_PATTERN, USAGE_KINDS_DEFAULT
 
 EVENT_BYTES = 64 * 1024
-RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+HOUR_AND_MINUTE = r"(?:[01]\d|2[0-3]):[0-5]\d"
+RFC_3339 = re.compile(
+    rf"\d{{4}}-\d\d-\d\d[Tt]{HOUR_AND_MINUTE}:[0-5]\d(\.\d{{1,30}})?([Zz]|[+-]{HOUR_AND_MINUTE})", re.ASCII
+)
+"""Hour 24, second 60 and minutes above 59 are refused here: what `datetime` takes differs between Python versions."""
 FIELDS_REPORTED_MAX = 20
+WHOLE_NUMBER = "must be a whole number, written like 5: without quotes, point or exponent"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventRefused(Exception):  # noqa: N818 -- it names what happened to the event
@@ -57,13 +65,17 @@ def parse_time(value: object) -> datetime:
     """Return an RFC 3339 string, or a datetime with an offset, as a datetime in UTC. Raises ValueError."""
     if isinstance(value, str):
         if not RFC_3339.fullmatch(value):
-            raise ValueError("must be an RFC 3339 time with an offset, like 2026-06-01T10:00:00Z")
+            raise ValueError(
+                "must be an RFC 3339 time with an offset, like 2026-06-01T10:00:00Z"
+                " (hours end at 23, minutes and seconds at 59)"
+            )
         value = datetime.fromisoformat(value.upper())
-    if not isinstance(value, datetime) or value.tzinfo is None:
+    elif not isinstance(value, datetime) or value.utcoffset() is None:
         raise ValueError("must be an RFC 3339 string with an offset, like 2026-06-01T10:00:00Z")
-    if not 2000 <= value.year <= 8999:
-        raise ValueError("must be in the years 2000 to 8999")
-    return value.astimezone(UTC)
+    # The years 1 and 9999 may have no equivalent in UTC, so they are refused before the conversion.
+    if not 1999 <= value.year <= 9000 or not 2000 <= (in_utc := value.astimezone(UTC)).year <= 8999:
+        raise ValueError("must be in the years 2000 to 8999, in UTC")
+    return in_utc
 
 
 OrgId = Annotated[str, StringConstraints(pattern=f"^{ORG_ID_PATTERN}$")]
@@ -145,8 +157,23 @@ def parse_event(raw: bytes, usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT, 
     try:
         event = EVENT.validate_json(raw)
     except ValidationError as error:
-        raise to_refusal(error) from None
+        raise to_refusal(error, raw) from None
+    if may_be_ambiguous(raw, event) and (fields := find_ambiguities(raw)):
+        raise EventInvalid(f"the event is not valid: {', '.join(fields)}", fields)
     return require_known_kind(event, usage_kinds)
+
+
+def may_be_ambiguous(raw: bytes, event: Event) -> bool:
+    """Tell whether the JSON of an event needs a closer look, in 0.4 µs: `find_ambiguities` takes ten times as long.
+
+    It does if more keys may be written than fields were set: each key ends in `":`. Or if a number is zero: it may be
+    written `-0`.
+    """
+    if raw.translate(None, b" \t\r\n").count(b'":') != len(event.model_fields_set):
+        return True
+    if isinstance(event, UsageEvent):
+        return event.credits == 0
+    return isinstance(event, GrantEvent) and event.priority == 0
 
 
 def check_event(event: Event | dict[str, Any], usage_kinds: Collection[str] = USAGE_KINDS_DEFAULT) -> Event:
@@ -166,11 +193,46 @@ def require_known_kind(event: Event, usage_kinds: Collection[str]) -> Event:
     return event
 
 
-def to_refusal(error: ValidationError) -> EventRefused:
-    """Return pydantic's error as ours. It repeats no input, so no secret is logged."""
+def find_ambiguities(raw: bytes) -> dict[str, str]:
+    """Return the fields of a JSON object that programs read differently, and what is wrong with each."""
+    # Numbers become bytes, which no other JSON value becomes.
+    pairs = json.loads(raw, object_pairs_hook=list, parse_int=str.encode)
+    times = Counter(name for name, _ in pairs)
+    minus_zeros = {name: "must be 0, not -0" for name, value in pairs if value == b"-0"}
+    return minus_zeros | {name: f"is given {number} times" for name, number in times.items() if number > 1}
+
+
+def describe_encoding(raw: bytes) -> str | None:
+    """Return what to change if bytes are not text in UTF-8, or None if they are."""
+    for first, problem in FIRST_BYTES.items():
+        if raw.startswith(first):
+            return problem
+    if b"\0" in raw[:4]:
+        return UTF_16
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} is not UTF-8: send JSON in UTF-8"
+    return None
+
+
+UTF_16 = "it is UTF-16 or UTF-32: send JSON in UTF-8"
+COMPRESSED = "it is compressed: send the JSON itself, in UTF-8"
+FIRST_BYTES = {
+    BYTE_ORDER_MARK: "it begins with a byte order mark: send JSON in UTF-8 without one",
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
+    b"\x1f\x8b": COMPRESSED,
+    b"\x28\xb5\x2f\xfd": COMPRESSED,
+    b"PK\x03\x04": COMPRESSED,
+}
+
+
+def to_refusal(error: ValidationError, raw: bytes = b"") -> EventRefused:
+    """Return pydantic's error about `raw`, if it was JSON, as ours. It repeats no input, so no secret is logged."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
-        return EventUndecodable(found[0]["msg"])
+        return EventUndecodable(describe_encoding(raw) or found[0]["msg"])
     fields = dict(describe_field(problem) for problem in found[:FIELDS_REPORTED_MAX])
     return EventInvalid(f"the event is not valid: {', '.join(fields)}", fields)
 
@@ -180,4 +242,5 @@ def describe_field(problem: Any) -> tuple[str, str]:
     if problem["type"].startswith("union_tag"):
         return "type", "must be one of usage, grant, revoke, settle"
     path = ".".join(str(part) for part in problem["loc"][1:]) or "event"
-    return path.encode("unicode_escape").decode()[:128], problem["msg"].removeprefix("Value error, ")
+    message = WHOLE_NUMBER if problem["type"].startswith("int_") else problem["msg"].removeprefix("Value error, ")
+    return path.encode("unicode_escape").decode()[:128], message
