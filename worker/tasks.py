@@ -18,10 +18,12 @@ from redis.exceptions import RedisError
 
 from feeds.schema import LedgerEmpty, UnusableSetup
 from worker.broker import transport
-from worker.broker.app import DRAINS, WAKE_EXPIRES_S, make_app, wake
+from worker.broker.app import DRAINS, HELPER_UNTIL, make_app, wake
+from worker.broker.schedule import Steady
 from worker.intake.batch import Intake
 from worker.intake.drain import drain as run_drain
 from worker.intake.streams import add_once, place
+from worker.intake.sweep import now_s
 from worker.intake.sweep import sweep as run_sweep
 from worker.process import database, ledger, publish, streams
 from worker.settings import worker_settings
@@ -39,8 +41,8 @@ app = make_app(worker_settings().celery_broker_url)
 app.conf.beat_schedule = {
     "sweep": {
         "task": "events.sweep",
-        "schedule": SWEEP_EVERY_S,
-        "options": {"queue": DRAINS, "routing_key": DRAINS, "expires": WAKE_EXPIRES_S},
+        "schedule": Steady(SWEEP_EVERY_S),
+        "options": {"queue": DRAINS, "routing_key": DRAINS},
     }
 }
 app.conf.beat_max_loop_interval = SWEEP_EVERY_S
@@ -49,13 +51,16 @@ NO_RETRY: dict[str, Any] = {"retry_on_worker_lost": False, "reject_on_worker_los
 AWAY = (psycopg.Error, RedisError, OperationalError, LedgerEmpty)
 
 
-@app.task(name="events.drain", ignore_result=True, **NO_RETRY)
-def drain() -> None:
+@app.task(name="events.drain", bind=True, ignore_result=True, **NO_RETRY)
+def drain(self: Task[Any, Any]) -> None:
     """Post what waits in the streams, and publish it, for about a second.
 
     If a server is away the drain ends: the entries stay in the streams, and the sweep wakes another drain.
     """
     try:
+        helper_until = self.request.get(HELPER_UNTIL)
+        if helper_until is not None and now_s(streams()) > float(helper_until):
+            return
         with database().connection() as connection:
             intake = Intake(connection, streams(), ledger(), publish, partial(wake_quietly, app))
             run_drain(intake, until=monotonic() + DRAIN_LIFE_S)
@@ -103,10 +108,10 @@ def post(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
     raise Reject("the streams are away", requeue=True)
 
 
-def wake_quietly(celery: Celery, expires_s: float = WAKE_EXPIRES_S) -> None:
+def wake_quietly(celery: Celery, helper_until: float | None = None) -> None:
     """Send the message that starts a drain; if the broker is away the sweep will send one later."""
     try:
-        wake(celery, expires_s)
+        wake(celery, helper_until)
     except (OperationalError, RedisError) as error:
         log.warning("No drain could be woken, the sweep will do it: %s", first_line(error))
 

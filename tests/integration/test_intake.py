@@ -203,16 +203,20 @@ def test_a_drain_that_finds_only_leftovers_waits_until_its_end_without_spinning(
     assert streams.info("commandstats")["cmdstat_xread"]["calls"] <= 5
 
 
-def test_a_drain_that_leaves_gives_up_its_key_and_wakes_a_successor_only_if_entries_wait(intake, streams):
+def test_a_drain_that_leaves_wakes_a_successor_if_it_has_posted_anything(intake, make_intake, streams):
     send(streams, usage("u1"))
     drain(intake, until=monotonic() + 0.1)
     assert refs(intake) == ["u1"]
-    assert streams.get(AWAKE) is None
-    assert intake.wakes == []
-    intake.publish = lambda connection, posted, is_repeat: send(streams, usage("u3", OTHER))
-    send(streams, usage("u2"))
+    assert intake.wakes == [1]
+    assert streams.get(AWAKE) == b"successor"
+    successor = make_intake()
+    drain(successor, until=monotonic() + 0.1)
+    assert successor.wakes == []  # nothing came: nothing runs any more
+
+
+def test_a_drain_that_leaves_wakes_a_successor_if_entries_wait(intake, streams):
+    send(streams, usage("u1"))
     streams.set(AWAKE, intake.name)
-    take_batch(intake, [SHARD])
     leave(intake, range(8))
     assert intake.wakes == [1]
     assert streams.get(AWAKE) == b"successor"

@@ -11,7 +11,7 @@ from worker.intake import sweep as sweeping
 from worker.intake.batch import Intake
 from worker.intake.drain import drain_all
 from worker.intake.streams import AWAKE, add, connect, place, shard_of, stream_of
-from worker.intake.sweep import HELPER_EXPIRES_S, SETTLES, UNANSWERED_MAX, sweep
+from worker.intake.sweep import HELPER_LIFE_S, SETTLES, SWEEPING, UNANSWERED_MAX, now_s, sweep
 from worker.settings import WorkerSettings
 
 
@@ -34,14 +34,25 @@ def ledger(connection):
 
 @pytest.fixture
 def run_sweep(connection, streams, ledger):
-    """Give the function that sweeps once and returns after how many seconds each wake that it sent expires."""
+    """Give the function that sweeps once and returns what each wake that it sent is for: a drain, or a helping drain."""
 
     def run():
         wakes = []
-        sweep(connection, streams, ledger, lambda expires_s=60: wakes.append(expires_s))
+        streams.delete(SWEEPING)
+        sweep(connection, streams, ledger, wakes_of(streams, wakes))
         return wakes
 
     return run
+
+
+def wakes_of(streams, wakes):
+    """Return the function that records a wake; that of a helping drain must be of use for two more seconds."""
+
+    def wake(helper_until=None):
+        assert helper_until is None or 1 < helper_until - now_s(streams) <= HELPER_LIFE_S
+        wakes.append("drain" if helper_until is None else "helper")
+
+    return wake
 
 
 @pytest.fixture
@@ -77,7 +88,7 @@ def test_if_nothing_waits_and_nothing_is_due_no_drain_is_woken(run_sweep):
 
 def test_a_grant_whose_end_has_come_expires(connection, streams, drain_streams, run_sweep):
     make_due(connection, streams, drain_streams, ["org_a"])
-    assert run_sweep() == [60]
+    assert run_sweep() == ["drain"]
     drain_streams()
     assert kinds_of_movements(connection) == ["allot", "expire"]
     streams.delete(AWAKE)
@@ -136,7 +147,7 @@ def test_a_shard_gets_a_bounded_number_of_unanswered_settles(connection, streams
 
 def test_a_drain_is_woken_for_entries_that_wait(streams, run_sweep):
     streams.xadd(stream_of(0), {"event": "{}"})
-    assert run_sweep() == [60]
+    assert run_sweep() == ["drain"]
 
 
 def test_the_awake_key_is_ignored_once_the_first_entry_is_over_a_second_old(streams, run_sweep):
@@ -145,20 +156,29 @@ def test_the_awake_key_is_ignored_once_the_first_entry_is_over_a_second_old(stre
     assert run_sweep() == []
     streams.delete(stream_of(0))
     streams.xadd(stream_of(0), {"event": "{}"}, id="1-1")
-    assert run_sweep() == [HELPER_EXPIRES_S]
+    assert run_sweep() == ["helper"]
 
 
-def test_in_a_backlog_helping_drains_are_woken_by_messages_that_soon_expire(streams, run_sweep):
+def test_in_a_backlog_helping_drains_are_woken_by_messages_that_are_of_use_for_two_seconds(streams, run_sweep):
     streams.set(AWAKE, "another")
     with streams.pipeline() as pipeline:
         for shard in range(8):
             for _ in range(200):
                 pipeline.xadd(stream_of(shard), {"event": "{}"})
         pipeline.execute()
-    assert run_sweep() == [HELPER_EXPIRES_S] * 3
+    assert run_sweep() == ["helper"] * 3
 
 
 def test_a_key_that_is_not_a_stream_does_not_hide_other_shards(streams, run_sweep):
     streams.set(stream_of(0), "not a stream")
     streams.xadd(stream_of(1), {"event": "{}"})
-    assert run_sweep() == [60]
+    assert run_sweep() == ["drain"]
+
+
+def test_sweeps_that_have_piled_up_do_nothing(connection, streams, ledger, run_sweep):
+    streams.xadd(stream_of(0), {"event": "{}"})
+    assert run_sweep() == ["drain"]
+    wakes = []
+    for _ in range(100):
+        sweep(connection, streams, ledger, wakes_of(streams, wakes))
+    assert wakes == []

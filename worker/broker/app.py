@@ -11,7 +11,8 @@ from kombu import Exchange, Queue
 
 EVENTS = "events"
 DRAINS = "drains"
-WAKE_EXPIRES_S = 60
+HELPER_UNTIL = "helper_until"
+"""A header of a message that wakes a helping drain: from when on it is of no use, in seconds of Redis's clock."""
 
 
 def make_app(broker_url: str) -> Celery:
@@ -75,6 +76,10 @@ def declare(name: str, *, quorum: bool) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name, queue_arguments=arguments)
 
 
-def wake(app: Celery, expires_s: float = WAKE_EXPIRES_S) -> None:
-    """Send the message that starts a drain. Raises kombu's OperationalError if the broker is away."""
-    app.send_task("events.drain", queue=DRAINS, routing_key=DRAINS, expires=expires_s)
+def wake(app: Celery, helper_until: float | None = None) -> None:
+    """Send the message that starts a drain. Raises kombu's OperationalError if the broker is away.
+
+    The message has no expiry: Celery compares it with the worker's clock, which may be minutes ahead of the sender's.
+    """
+    headers = {} if helper_until is None else {HELPER_UNTIL: helper_until}
+    app.send_task("events.drain", queue=DRAINS, routing_key=DRAINS, headers=headers)

@@ -8,11 +8,13 @@ harmless.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from psycopg import Connection
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from feeds.queries import load_queries
 from feeds.schema import Ledger
@@ -30,8 +32,11 @@ UNANSWERED_MAX = 500
 """How many unanswered settles a shard may have."""
 SEND_AGAIN_S = 10
 STUCK_S = 1
-HELPER_EXPIRES_S = 2
-"""When the message that wakes a helping drain expires: no process was free, so there is nothing to help with."""
+HELPER_LIFE_S = 2
+"""How long the message that wakes a helping drain is of use: later no process was free, and the backlog has changed."""
+SWEEPING = "events:sweeping"
+"""Held while a sweep is under way, and a moment longer: sweeps that have piled up do nothing."""
+SWEEP_AGAIN_MS = 500
 
 Wake = Callable[..., None]
 
@@ -39,8 +44,12 @@ Wake = Callable[..., None]
 def sweep(connection: Connection[Any], streams: Redis, ledger: Ledger, wake: Wake) -> None:
     """Wake drains if entries wait, and send a `settle` to organisations with due grants.
 
-    `wake` sends for a drain; its optional argument is when that message expires, in seconds.
+    Does nothing if another sweep has just begun. `wake` sends for a drain; its optional argument is from when on a
+    helping drain is of no use, in seconds of Redis's clock.
     """
+    with suppress(ResponseError):  # a full Redis refuses it
+        if not streams.set(SWEEPING, 1, nx=True, px=SWEEP_AGAIN_MS):
+            return
     wake_drains(streams, ledger.event_shards, wake)
     if settle_due(connection, streams, ledger):
         wake()
@@ -61,9 +70,9 @@ def wake_drains(streams: Redis, event_shards: int, wake: Wake) -> None:
     if not is_awake:
         wake()
     elif max(backlog.age_s(now) for backlog in waiting) > STUCK_S:
-        wake(HELPER_EXPIRES_S)
+        wake(now + HELPER_LIFE_S)
     for _ in range(min(len(waiting) - 1, sum(backlog.length for backlog in waiting) // ENOUGH)):
-        wake(HELPER_EXPIRES_S)
+        wake(now + HELPER_LIFE_S)
 
 
 def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> bool:
