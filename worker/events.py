@@ -204,16 +204,19 @@ def find_ambiguities(raw: bytes) -> dict[str, str]:
 
 def describe_encoding(raw: bytes) -> str | None:
     """Return what to change if bytes are not text in UTF-8, or None if they are."""
-    for first, problem in FIRST_BYTES.items():
-        if raw.startswith(first):
-            return problem
-    if b"\0" in raw[:4]:
-        return UTF_16
+    if problem := describe_first_bytes(raw):
+        return problem
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         return f"byte {error.start + 1} is not UTF-8: send JSON in UTF-8"
     return None
+
+
+def describe_first_bytes(raw: bytes) -> str | None:
+    """Return what to change if the first bytes are those of another encoding or of a compressed file, else None."""
+    problems = (problem for first, problem in FIRST_BYTES.items() if raw.startswith(first))
+    return next(problems, UTF_16 if b"\0" in raw[:4] else None)
 
 
 UTF_16 = "it is UTF-16 or UTF-32: send JSON in UTF-8"

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from typeid import TypeID
 
+from worker.commands import CannotRun
 from worker.commands.output import format_refusal, json_option, print_json
 from worker.commands.servers import require_redis
-from worker.events import EVENT_BYTES, EventRefused, parse_event
+from worker.events import BYTE_ORDER_MARK, EVENT_BYTES, EventRefused, describe_first_bytes, parse_event
 from worker.producer import Producer
 from worker.settings import worker_settings
 
@@ -95,7 +96,7 @@ def add_event(given: dict[str, Any], ref_field: str, *, as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Only check the lines; send nothing.")
 @json_option
 def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
-    """Add the events of FILE (- is standard input), one JSON object a line.
+    """Add the events of FILE (- is standard input), one JSON object a line, in UTF-8.
 
     Bad lines are reported on standard error with their numbers, and the others are sent. The exit code is then 1.
     Sending the same file again is harmless.
@@ -140,11 +141,16 @@ def open_producer() -> Iterator[Producer]:
 def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, with their numbers.
 
-    A line that is too long for an event is cut, but remains too long, so that it is refused.
+    A line that is too long for an event is cut, but remains too long, so that it is refused. A byte order mark before
+    the first line is dropped. Raises CannotRun if the file begins as no file in UTF-8 does.
     """
     number = 0
     while line := file.readline(EVENT_BYTES + 2):
         number += 1
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+            if problem := describe_first_bytes(line):
+                raise CannotRun(f"The file cannot be read: {problem}.")
         rest = line
         while rest and not rest.endswith(b"\n"):
             rest = file.readline(EVENT_BYTES)

@@ -1,5 +1,6 @@
 """How does a command print data?"""
 
+import codecs
 import json
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ REF_WIDTH = len("usage_01h455vb4pex5vsknk084sn02q")
 """A column that is no wider than a usual ref folds last."""
 FOLDED_WIDTH = len("2026-06-01")
 """The minimum width of a column that may fold."""
+CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+"""The texts of producers, printed raw, could send commands to the terminal."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=format_value))
+    """Print one JSON document. If standard output is not UTF-8, it consists of ASCII only."""
+    is_utf_8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    click.echo(json.dumps(document, indent=2, ensure_ascii=not is_utf_8, default=format_value))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -72,12 +76,14 @@ def count(number: int, noun: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as text for people: times in UTC, an empty text for None."""
+    """Return a value as text for people: times in UTC, an empty text for None, control characters as escapes."""
     if value is None:
         return ""
     if isinstance(value, datetime):
         return format_time(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).translate(CONTROL_CHARACTERS)
 
 
 def format_cell(value: Any) -> str:

@@ -45,6 +45,7 @@ def explain_missing_right(error: Exception) -> str:
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (
     (UnusableSetup, str),
     (EventRefused, format_refusal),
+    (UnicodeEncodeError, lambda _: "An argument or a variable is not UTF-8: give it in UTF-8."),
     (ValidationError, explain_settings),
     (SettingsError, lambda _: f"{addresses_file()} is damaged: start `usage-feeds up` again."),
     (psycopg.errors.UndefinedTable, lambda _: "The database has no usage-feeds schema: run `usage-feeds migrate`."),
