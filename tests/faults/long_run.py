@@ -23,6 +23,7 @@ from tests.faults.readers import Endpoint, Observations, Prober, Reader, Watcher
 from tests.faults.senders import Activity, CelerySender, StreamSender
 from tests.faults.traffic import CELERY_ORGANISATIONS, STREAM_ORGANISATIONS, Traffic, celery_lists
 from tests.servers import CHECKOUT, wait_until
+from worker.broker.transport import HELD
 from worker.intake.streams import add, place, stream_of
 
 PROBE_ORGANISATIONS = [f"org_p{number}" for number in range(4)]
@@ -157,11 +158,9 @@ def is_drained(deployment: Deployment, sender: CelerySender) -> bool:
     with Redis.from_url(deployment.redis_url) as redis:
         if any(redis.xlen(stream_of(shard)) for shard in range(8)):
             return False
-        over_redis = deployment.broker_url == deployment.redis_url
-        if over_redis and redis.llen("events"):
-            return False
-        unacknowledged = redis.hvals("unacked") if over_redis else [b"events.post"]
-        return not any(b"events.post" in message for message in unacknowledged) or not find_missing(deployment, sender)
+        if deployment.broker_url == deployment.redis_url:
+            return not redis.llen("events") and not redis.keys(f"{HELD}*")
+        return not find_missing(deployment, sender)
 
 
 def find_missing(deployment: Deployment, sender: CelerySender) -> list[dict[str, object]]:
