@@ -21,6 +21,7 @@ OUR_VARIABLES = (
     "EVENT_SHARDS",
     "USAGE_KINDS",
     "EXPIRY_GRACE_S",
+    "STOP_ACCEPTING_AFTER_S",
 )
 """Our variables, which the user's shell may set. No test may see the user's values."""
 
@@ -83,6 +84,7 @@ def environment(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPat
     """Set DATABASE_URL and REDIS_URL for this process, and give the whole environment for other processes."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("STOP_ACCEPTING_AFTER_S", "0")  # else each endpoint would take 5 s to stop
     path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     clear_settings()

@@ -7,24 +7,31 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-import psycopg
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from feeds.background import repeat
 from feeds.cached.epoch import fetch_epoch
 from feeds.cached.reader import CachedFeeds
 from feeds.cursor import Signer
+from feeds.database import connect
 from feeds.endpoint.answer_cache import AnswerCache
-from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem
+from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem, TwoHosts
 from feeds.endpoint.identity import Identities
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes, Source
 from feeds.endpoint.openapi import describe
 from feeds.endpoint.rate_limit import RateLimiter
-from feeds.endpoint.usage import BROWSER_HEADERS, Services, problem_answer, usage
+from feeds.endpoint.usage import (
+    BROWSER_HEADERS,
+    Services,
+    has_two_hosts,
+    problem_answer,
+    send_answer,
+    usage,
+)
 from feeds.postgres import Postgres, PostgresAway
 from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
@@ -36,6 +43,7 @@ from feeds.store import Store
 log = logging.getLogger(__name__)
 
 USAGE_PATH = "/credits/usage"
+RAW_USAGE_PATH = USAGE_PATH.encode()
 NOTE_USES_EVERY_S = 5.0
 
 
@@ -44,13 +52,35 @@ class App:
 
     def __init__(self, starlette: Starlette) -> None:
         self._starlette = starlette
+        self._starlette.state.is_stopping = self._is_stopping = False
+
+    def stop(self) -> None:
+        """Answer all requests from now on, but let no client send another on its connection."""
+        self._starlette.state.is_stopping = self._is_stopping = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
-        if scope["type"] == "http" and scope["path"] == USAGE_PATH:
+        if scope["type"] != "http":
+            await self._starlette(scope, receive, send)
+            return
+        if self._is_stopping:
+            send = partial(send_and_close, send)
+        path = scope.get("raw_path") or scope["path"].encode()
+        if path == RAW_USAGE_PATH:
             await usage(scope, receive, send)
+        elif b"%" in path:  # Starlette would decode it
+            await send_answer(scope, send, problem_answer(NotFound()))
+        elif has_two_hosts(scope["headers"]):
+            await send_answer(scope, send, problem_answer(TwoHosts()))
         else:
             await self._starlette(scope, receive, send)
+
+
+async def send_and_close(send: Send, message: Message) -> None:
+    """Send a part of an answer. The server closes the connection behind an answer with this header."""
+    if message["type"] == "http.response.start":
+        message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+    await send(message)
 
 
 def build_app(metric_sources: Sequence[Source] = ()) -> App:
@@ -69,7 +99,7 @@ def build_app(metric_sources: Sequence[Source] = ()) -> App:
         },
         lifespan=partial(lifespan, metric_sources),
     )
-    starlette.router.redirect_slashes = False  # a path has one spelling
+    starlette.router.redirect_slashes = False  # a path has one spelling; see also `App`
     return App(starlette)
 
 
@@ -78,8 +108,9 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
     """Read the settings, check the ledger, and hold open what answers are made from."""
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
-    postgres, single_flight = Postgres(settings.reader_database_url), SingleFlight()
-    epoch_postgres = Postgres(settings.reader_database_url, concurrency=1)  # it never waits behind pages
+    postgres, single_flight = Postgres(settings.reader_database_url, schema=ledger.schema), SingleFlight()
+    # It never waits behind pages.
+    epoch_postgres = Postgres(settings.reader_database_url, concurrency=1, schema=ledger.schema)
     identities = Identities(postgres, single_flight)
     noting = asyncio.create_task(repeat("noting the last use of keys", identities.note_uses, NOTE_USES_EVERY_S))
     try:
@@ -103,7 +134,7 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
 
 def read_facts(settings: ReaderSettings) -> Ledger:
     """Return the facts of the ledger. Raises `UnusableSetup`, or psycopg's errors if Postgres cannot be reached."""
-    with psycopg.connect(settings.reader_database_url, connect_timeout=5) as connection:
+    with connect(settings.reader_database_url, timeout_s=5) as connection:
         return check_ledger(connection, settings)
 
 
@@ -115,8 +146,11 @@ async def livez(_request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Answer whether pages can be served: from Redis, or from Postgres if this program knows its schema.
 
-    While Postgres is away the schema is assumed to be unchanged; then only known keys are served.
+    While Postgres is away the schema is assumed to be unchanged; then only known keys are served. A process that stops
+    still serves, but is not ready: load balancers shall send requests to others.
     """
+    if request.app.state.is_stopping:
+        return json_response({"status": "unready", "reason": "the endpoint stops"}, 503)
     cache: CachedFeeds = request.state.services.feeds.cache
     away = [] if cache.epochs.current is not None and cache.multiplexer.server is not None else ["redis"]
     try:

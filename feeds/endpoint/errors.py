@@ -73,6 +73,13 @@ class InvalidParameter(Problem):
     message = "A parameter is not recognized"
 
 
+class TwoHosts(InvalidParameter):
+    """Two `Host` headers. A proxy may have read the other one, so the request is refused before anything else."""
+
+    def __init__(self) -> None:
+        super().__init__(fields={"Host": "given more than once"})
+
+
 class NotFound(Problem):
     """There is nothing at this path."""
 

@@ -10,7 +10,14 @@ from feeds import counters
 from feeds.cached.format import Hit, Miss, Unchanged
 from feeds.cursor import Signer
 from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, read_request_key
-from feeds.endpoint.errors import IdentityMissing, InternalError, InvalidParameter, MethodNotAllowed, Problem
+from feeds.endpoint.errors import (
+    IdentityMissing,
+    InternalError,
+    InvalidParameter,
+    MethodNotAllowed,
+    Problem,
+    TwoHosts,
+)
 from feeds.endpoint.identity import Access, Identities
 from feeds.endpoint.page_body import make_etag, matches, render_body
 from feeds.endpoint.query import parse_query
@@ -72,6 +79,11 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
         log.exception("GET /credits/usage failed")
         answer = problem_answer(InternalError())
     counters.answers[answer.outcome] += 1
+    await send_answer(scope, send, answer)
+
+
+async def send_answer(scope: Scope, send: Send, answer: Answer) -> None:
+    """Send an answer; without its body if the request is HEAD."""
     body = b"" if scope["method"] == "HEAD" else answer.body
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": body})
@@ -85,7 +97,10 @@ async def answer_usage(scope: Scope) -> Answer:
     headers = scope["headers"]
     by_name = dict(headers)
     # A request with a repeated header is never answered from the answer cache.
-    key = read_request_key(by_name, scope["query_string"]) if len(by_name) == len(headers) else None
+    is_repeated = len(by_name) != len(headers)
+    if is_repeated and has_two_hosts(headers):
+        raise TwoHosts
+    key = None if is_repeated else read_request_key(by_name, scope["query_string"])
     answer = services.answers.find(key)
     if answer is None:
         answer = await authenticate_and_parse(services, headers, scope["query_string"])
@@ -161,6 +176,11 @@ async def authenticate(identities: Identities, credentials: Credentials) -> Acce
 def join_values(headers: Headers, name: bytes) -> str:
     """Return all values of a header as one."""
     return ",".join(value.decode("latin-1") for given, value in headers if given == name)
+
+
+def has_two_hosts(headers: Headers) -> bool:
+    """Tell whether the header `Host` is given more than once."""
+    return [name for name, _ in headers].count(b"host") > 1
 
 
 def read_credentials(headers: Headers) -> Credentials:

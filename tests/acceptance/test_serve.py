@@ -84,7 +84,7 @@ def test_malformed_requests_get_the_documented_codes(processes, secret):
     assert answer_of(usage, key=None) == (401, "credit.handler.identity_missing")
     assert answer_of(usage, b"Authorization: Bearer \xff\xfe", key=None) == (401, "credit.handler.identity_missing")
     assert answer_of(usage, b'If-None-Match: \xff,,"', key=secret) == (200, "")
-    assert answer_of(b"/credits/%75sage") == (200, "")
+    assert answer_of(b"/credits/%75sage") == (404, "not_found")
     assert answer_of(b"/credits/usage%00") == (404, "not_found")
     assert answer_of(b"/credits/%ff")[0] in {400, 404}
     for nonsense in (

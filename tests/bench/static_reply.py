@@ -20,6 +20,9 @@ class StaticReply:
         self.body = body
         self.headers = [*JSON_HEADERS, (b"etag", b'"' + b"x" * 24 + b'"'), (b"content-length", b"%d" % len(body))]
 
+    def stop(self) -> None:
+        """Do nothing: the benchmark has no requests under way when it stops the server."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await receive()
@@ -32,4 +35,4 @@ class StaticReply:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve.run(StaticReply(Path(sys.argv[2]).read_bytes()), "127.0.0.1", int(sys.argv[1])))
+    asyncio.run(serve.run(StaticReply(Path(sys.argv[2]).read_bytes()), "127.0.0.1", int(sys.argv[1]), 0))

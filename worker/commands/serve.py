@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from contextlib import suppress
@@ -20,6 +19,7 @@ from feeds.schema import check_ledger
 from feeds.settings import reader_settings
 from worker.commands import CannotRun
 from worker.commands.servers import open_database
+from worker.commands.stopping import stop_at_signal
 from worker.metrics import scrape
 
 BACKLOG = 1024
@@ -28,7 +28,6 @@ AT_ONCE = 512
 REQUEST_BYTES = 32 * 1024
 """The limit for a request's first line and headers together."""
 HEADERS_WITHIN_MS = 10_000
-STOP_WITHIN_S = 8.0
 
 
 @click.command()
@@ -37,7 +36,8 @@ STOP_WITHIN_S = 8.0
 def serve(*, host: str, port: int) -> None:
     """Run the endpoint: `GET /credits/usage`, `/openapi.json`, `/livez`, `/readyz` and `/metrics`.
 
-    It is one process. To use more cores, run more of them, each on a port of its own.
+    It is one process. To use more cores, run more of them, each on a port of its own. After SIGTERM it accepts
+    connections for STOP_ACCEPTING_AFTER_S more; Ctrl-C is quicker, and a second signal ends it at once.
     """
     settings = reader_settings()
     is_own = settings.reader_database_url != settings.database_url
@@ -47,13 +47,13 @@ def serve(*, host: str, port: int) -> None:
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(run(build_app([scrape.measure]), address, port))
+        asyncio.run(run(build_app([scrape.measure]), address, port, settings.stop_accepting_after_s))
     except FatalError as error:
         raise CannotRun("The endpoint could not start: the line above gives the reason.") from error
 
 
-async def run(app: App, address: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, then answer the requests under way.
+async def run(app: App, address: str, port: int, accept_for_s: float) -> None:
+    """Serve until a signal, and for `accept_for_s` more after SIGTERM.
 
     The server runs in this process: granian's own main process leaves its worker running when it is killed.
     """
@@ -72,13 +72,13 @@ async def run(app: App, address: str, port: int) -> None:
     )
     server.on_startup(lambda: click.echo(f"The endpoint listens at http://{format_host(address)}:{port}"))
     serving = asyncio.create_task(server.serve())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, server, serving)
+    stopping = asyncio.create_task(stop_at_signal(app, server, serving, port, accept_for_s))
     try:
         await serving
     except asyncio.CancelledError:
-        click.echo(f"Requests were still under way after {STOP_WITHIN_S:.0f} s.", err=True)
+        pass
+    finally:
+        stopping.cancel()
 
 
 def schedule_as_batch() -> None:
@@ -90,12 +90,6 @@ def schedule_as_batch() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def stop(server: Server, serving: asyncio.Task[None]) -> None:
-    """Stop the server, and cut off requests that are still under way after `STOP_WITHIN_S`."""
-    server.stop()  # type: ignore[no-untyped-call]
-    asyncio.get_running_loop().call_later(STOP_WITHIN_S, serving.cancel)
 
 
 def require_free(host: str, port: int) -> str:
