@@ -11,3 +11,8 @@ USAGE_KIND_PATTERN = "[a-z][a-z0-9_]{0,63}"
 """None of the patterns is anchored: match the whole text."""
 USAGE_KINDS_DEFAULT = ("ai_usage", "tm_usage")
 """The usage kinds of a ledger, unless USAGE_KINDS names others."""
+
+
+def split_usage_kinds(text: str) -> tuple[str, ...]:
+    """Return the usage kinds of a comma-separated list, each once, without the blanks around them."""
+    return tuple(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))

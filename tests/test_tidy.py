@@ -42,7 +42,8 @@ LAYERS = (
     {"feeds.store"},
     {"feeds.cursor", "feeds.keys", "feeds.postgres", "feeds.schema"},
     {"feeds.page", "feeds.settings"},
-    {"feeds.movement", "feeds.state"},
+    {"feeds.addresses"},
+    {"feeds.database", "feeds.movement", "feeds.state"},
     {
         "feeds.background",
         "feeds.bounded_map",

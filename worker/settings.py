@@ -1,17 +1,28 @@
 """Which settings does a process of the write side have?"""
 
 from functools import cache
+from typing import Annotated
 
-from feeds.settings import LedgerFacts
+from pydantic import AfterValidator, ValidationInfo
+
+from feeds.addresses.broker import parse_broker
+from feeds.settings import LedgerFacts, PostgresUrl, RedisUrl, variable_of
+
+
+def check_broker(text: str, info: ValidationInfo) -> str:
+    """Return an address of Celery's broker that `parse_broker` can parse. Raises BadAddress."""
+    if text:
+        parse_broker(text, variable_of(info))
+    return text
 
 
 class WorkerSettings(LedgerFacts):
     """The settings for posting. `feeds_redis_url` and `celery_broker_url` default to `redis_url`."""
 
-    database_url: str = ""
-    redis_url: str = ""
-    feeds_redis_url: str = ""
-    celery_broker_url: str = ""
+    database_url: PostgresUrl = ""
+    redis_url: RedisUrl = ""
+    feeds_redis_url: RedisUrl = ""
+    celery_broker_url: Annotated[str, AfterValidator(check_broker)] = ""
 
 
 @cache

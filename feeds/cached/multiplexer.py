@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 import hiredis
-from redis.connection import parse_url
 
+from feeds.addresses.redis import parse_redis
 from feeds.cached.format import FeedsAway, Server, read_server
 from feeds.cached.protocol import RedisProtocol, Replies
 from feeds.cached.scripts import Command, Script, is_unknown_script
@@ -40,7 +39,7 @@ class Multiplexer:
         before_use: Callable[[], Awaitable[object]] | None = None,
         reply_within_s: float = REPLY_WITHIN_S,
     ) -> None:
-        self.address = parse_url(url)  # type: ignore[no-untyped-call]
+        self.address = parse_redis(url, "FEEDS_REDIS_URL")
         self.before_use = before_use
         self.reply_within_s = reply_within_s
         self.connection: RedisProtocol | None = None
@@ -165,22 +164,22 @@ class Multiplexer:
             return RedisProtocol(self.reply_within_s)
 
         address = self.address
-        if "path" in address:
-            _, connection = await loop.create_unix_connection(make, address["path"])
-            return connection
-        host, port = address.get("host", "localhost"), address.get("port", 6379)
-        tls = make_tls_context(address) if "connection_class" in address else None
-        _, connection = await loop.create_connection(make, host, port, ssl=tls)
+        if address.path:
+            _, connection = await loop.create_unix_connection(make, address.path)
+        else:
+            _, connection = await loop.create_connection(make, address.host, address.port, ssl=address.tls_context())
         return connection
 
     async def _authenticate(self, connection: RedisProtocol) -> None:
         """Send user, password and database number."""
         commands: list[Command] = []
-        if password := self.address.get("password"):
-            username = self.address.get("username")
-            commands.append(("AUTH", username, password) if username else ("AUTH", password))
-        if database := self.address.get("db"):
-            commands.append(("SELECT", database))
+        username, password = self.address.username, self.address.password or ""
+        if username:
+            commands.append(("AUTH", username, password))
+        elif password:
+            commands.append(("AUTH", password))
+        if self.address.db:
+            commands.append(("SELECT", self.address.db))
         if commands:
             raise_error(await connection.send(commands, atomic=False))
 
@@ -203,18 +202,6 @@ class Multiplexer:
         finally:
             connection.cut("closed")
         return connection.lost.result()
-
-
-def make_tls_context(address: dict[str, str]) -> ssl.SSLContext:
-    """Return the TLS context that the URL's options ask for."""
-    context = ssl.create_default_context(cafile=address.get("ssl_ca_certs"), capath=address.get("ssl_ca_path"))
-    if address.get("ssl_check_hostname") in {False, "false", "False"} or address.get("ssl_cert_reqs") == "none":
-        context.check_hostname = False
-    if address.get("ssl_cert_reqs") == "none":
-        context.verify_mode = ssl.CERT_NONE
-    if certificate := address.get("ssl_certfile"):
-        context.load_cert_chain(certificate, address.get("ssl_keyfile"))
-    return context
 
 
 def raise_error(replies: Replies) -> None:

@@ -12,6 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feeds.addresses.redis import parse_redis
 from feeds.cached.format import FeedsAway, Server, read_server
 from feeds.cached.scripts import Command, Script
 
@@ -30,8 +31,7 @@ class WorkerConnection:
     """
 
     def __init__(self, url: str) -> None:
-        self.pool = redis.ConnectionPool.from_url(
-            url,
+        self.pool = parse_redis(url, "FEEDS_REDIS_URL").pool(
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_WITHIN_S,

@@ -8,8 +8,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from redis import Redis
-from redis.connection import parse_url
 
+from feeds.addresses.redis import parse_redis, refuse_cluster
+from feeds.addresses.text import BadAddress
+from feeds.database import connect as connect_database
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.intake.streams import connect
 from worker.settings import worker_settings
@@ -36,7 +38,7 @@ def open_database(url: str | None = None, variable: str = "DATABASE_URL") -> Ite
     if not address:
         raise NoServer(f"No address of Postgres is set: start `usage-feeds up`, or set {variable}.")
     try:
-        connection = psycopg.connect(address, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_WITHIN_S)
+        connection = connect_database(address, CONNECT_WITHIN_S)
     except psycopg.ProgrammingError:
         # Its message may repeat the address, and with it a password.
         raise NoServer(
@@ -60,17 +62,17 @@ def open_ledger() -> Iterator[tuple[psycopg.Connection[TupleRow], Ledger]]:
 
 @contextmanager
 def open_streams() -> Iterator[Redis]:
-    """Give a client of the Redis that holds the streams."""
-    with connect(require_redis(worker_settings().redis_url)) as redis:
+    """Give a client of the Redis that holds the streams. Raises BadAddress for a node of a Redis Cluster."""
+    url = require_redis(worker_settings().redis_url)
+    refuse_cluster(parse_redis(url), "REDIS_URL")
+    with connect(url) as redis:
         yield redis
 
 
 def require_redis(url: str, variable: str = "REDIS_URL") -> str:
-    """Return the address, which comes from the setting `variable`. Raises NoServer if it cannot be a Redis address."""
+    """Return the address, which comes from the setting `variable`. Raises NoServer if there is none."""
     if not url:
         raise NoServer(f"No address of Redis is set: start `usage-feeds up`, or set {variable}.")
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise NoServer(f"{variable} is not a valid address: set one like redis://host:6379/0.")
     return url
 
 
@@ -97,10 +99,9 @@ def place_of_postgres(url: str) -> str:
 def place_of_redis(url: str) -> str:
     """Return host and port, or the socket, of an address, without its password."""
     try:
-        parts = parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError:
+        return parse_redis(url).place
+    except BadAddress:
         return "an invalid address"
-    return str(parts.get("path") or f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}")
 
 
 def reason(error: Exception) -> str:

@@ -9,8 +9,9 @@ import redis
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from feeds.addresses.text import BadAddress
 from feeds.schema import UnusableSetup
-from feeds.state import addresses_file
+from feeds.settings import explain_settings
 from worker.commands.output import format_refusal
 from worker.commands.servers import explain_postgres, place_of_redis, reason
 from worker.events import EventRefused
@@ -23,12 +24,6 @@ def explain(error: Exception) -> str | None:
         if isinstance(error, kinds):
             return explain_kind(error)
     return None
-
-
-def explain_settings(error: ValidationError) -> str:
-    """Return each variable with what is wrong about it, but without its value, which may hold a password."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{problem['loc'][0]!s}".upper() + f": {problem['msg']}" for problem in problems) + "."
 
 
 def explain_redis(error: Exception) -> str:
@@ -46,8 +41,8 @@ EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callabl
     (UnusableSetup, str),
     (EventRefused, format_refusal),
     (UnicodeEncodeError, lambda _: "An argument or a variable is not UTF-8: give it in UTF-8."),
-    (ValidationError, explain_settings),
-    (SettingsError, lambda _: f"{addresses_file()} is damaged: start `usage-feeds up` again."),
+    (BadAddress, str),
+    ((ValidationError, SettingsError), explain_settings),
     (psycopg.errors.UndefinedTable, lambda _: "The database has no usage-feeds schema: run `usage-feeds migrate`."),
     (psycopg.errors.InsufficientPrivilege, explain_missing_right),
     (psycopg.OperationalError, lambda error: explain_postgres(error, worker_settings().database_url)),

@@ -18,7 +18,10 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from feeds.addresses.redis import RedisAddress, parse_redis
 from worker.events import EVENT_BYTES
+
+TIMEOUT_S = 2.0
 
 AWAKE = "events:awake"
 AWAKE_MS = 2000
@@ -82,11 +85,16 @@ def delivery_key(delivery: str) -> str:
     return f"events:post:{delivery}"
 
 
-def connect(url: str, **options: Any) -> Redis:
-    """Open the streams' Redis: with short time-outs, and without silent retries of what may have been done already."""
-    return Redis.from_url(
-        url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0), protocol=2, **options
-    )
+def connect(address: RedisAddress | str, **options: Any) -> Redis:
+    """Open the streams' Redis: with short time-outs, and without silent retries of what may have been done already.
+
+    The address may set other time-outs: `socket_timeout` and `socket_connect_timeout`, in seconds.
+    """
+    address = parse_redis(address) if isinstance(address, str) else address
+    limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S} | dict(address.limits)
+    # redis-py opens at most 100 connections by default, and refuses the 101st thread or greenlet.
+    fixed = {"retry": Retry(NoBackoff(), 0), "protocol": 2, "max_connections": sys.maxsize}
+    return Redis.from_pool(address.pool(**limits, **fixed, **options))
 
 
 def add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:

@@ -1,0 +1,1 @@
+"""Which server, database, user and TLS settings does an address name? Every process parses its addresses here."""

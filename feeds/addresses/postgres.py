@@ -1,0 +1,40 @@
+"""How is the address of Postgres parsed?"""
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from feeds.addresses.text import ESCAPED, refuse, require_readable
+
+EXAMPLE = "set one like postgresql://user@host:5432/database"
+
+
+def parse_postgres(text: str, variable: str = "DATABASE_URL") -> str:
+    """Return an address that libpq reads as it is meant. The driver in `postgresql+psycopg://` is left out.
+
+    libpq's own form without a scheme (`host=… dbname=…`) is returned as it is.
+
+    Args:
+        text: The address.
+        variable: The setting that it comes from, for the error message.
+
+    Raises:
+        BadAddress: The message says what to do.
+    """
+    text = text.strip()
+    scheme, separator, rest = text.partition("://")
+    if separator and "=" not in scheme:
+        rest = require_readable(text, variable).partition("://")[2]
+        if scheme.lower().partition("+")[0] not in {"postgres", "postgresql"}:
+            refuse(variable, EXAMPLE)
+        text = f"postgresql://{rest}"
+        if "@" in rest.partition("?")[0].partition("/")[2]:
+            refuse(variable, f"there is an @ behind the first /: {ESCAPED}")
+    try:
+        parts = conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        refuse(variable, EXAMPLE)
+    if any("@" in host for host in str(parts.get("host") or "").split(",") if not host.startswith("/")):
+        refuse(variable, f"there is an @ in the host: {ESCAPED}")
+    if not all(port.isdecimal() for port in str(parts.get("port") or "5432").split(",") if port):
+        refuse(variable, f"the port is not a number: {ESCAPED}")
+    return text
