@@ -6,6 +6,7 @@ Producers run this, so it needs only the core dependencies.
 import hashlib
 import json
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from datetime import date, time
