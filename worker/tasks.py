@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from feeds.schema import LedgerEmpty, UnusableSetup
 from worker.broker import transport
 from worker.broker.app import DRAINS, HELPER_UNTIL, make_app, wake
+from worker.broker.pool import refuse_other_pools
 from worker.broker.schedule import Steady
 from worker.intake.batch import Intake
 from worker.intake.drain import drain as run_drain
@@ -151,6 +152,7 @@ def quieten(**_: Any) -> None:
 
 
 signals.after_setup_logger.connect(quieten, weak=False)
+signals.worker_init.connect(refuse_other_pools, weak=False)
 signals.worker_init.connect(refuse_to_start, weak=False)
 signals.worker_init.connect(empty_drains, weak=False)
 signals.worker_process_init.connect(freeze_loaded_objects, weak=False)
