@@ -27,3 +27,14 @@ def test_a_process_whose_settings_differ_from_the_ledger_refuses_to_start_in_one
         assert f"set {variable}=" in line
         assert processes.output(process).count(variable) == line.count(variable)
         assert "Traceback" not in processes.output(process)
+
+
+def test_a_worker_with_a_pool_of_threads_refuses_to_start_in_one_line_with_exit_code_2_and_solo_works(processes):
+    refused = processes.start("worker", *CELERY, "worker", "--pool", "threads")
+    solo = processes.start("worker", *CELERY, "worker", "--pool", "solo", "--loglevel", "info")
+
+    assert refused.wait(30) == 2, processes.output(refused)
+    *_, line = processes.output(refused).strip().splitlines()
+    assert line.startswith("The pool celery.concurrency.thread runs several tasks in one process")
+    assert "Traceback" not in processes.output(refused)
+    processes.wait_for_line(solo, " ready.", within_s=30)
