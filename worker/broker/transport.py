@@ -16,13 +16,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import redis
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import loads
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from worker.broker.app import EVENTS
+from worker.intake.failover import leaving_replicas
 from worker.intake.streams import delivery_key, delivery_of
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,8 @@ class Channel(KombuChannel):  # type: ignore[misc]
     """A channel that takes the messages of queue `events` by BLMOVE, and those of all other queues as kombu does."""
 
     QoS = QoS
+    connection_class = leaving_replicas(redis.Connection)
+    connection_class_ssl = leaving_replicas(redis.SSLConnection)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.consumer = secrets.token_hex(8)
@@ -197,13 +201,21 @@ class Channel(KombuChannel):  # type: ignore[misc]
         self.drop_mover(None)
         super().close()
 
+    def _brpop_read(self, **options: Any) -> Any:
+        """Read the reply to kombu's BRPOP; a server that has become a replica is a lost connection."""
+        try:
+            return super()._brpop_read(**options)
+        except ResponseError as error:
+            require_master(error)
+            raise
+
     def _update_queue_cycle(self) -> None:
         self._queue_cycle.update([queue for queue in self.active_queues if queue != EVENTS])
 
 
 def require_master(error: ResponseError) -> None:
     """Raise a connection error if the server has become a replica: the next connection leads to the new master."""
-    if str(error).startswith("READONLY"):
+    if isinstance(error, ReadOnlyError) or str(error).startswith("UNBLOCKED"):
         raise RedisConnectionError(str(error)) from error
 
 
@@ -211,6 +223,7 @@ class Transport(KombuTransport):  # type: ignore[misc]
     """kombu's Redis transport, with channels that lose no message of queue `events`."""
 
     Channel = Channel
+    connection_errors = (*KombuTransport.connection_errors, ReadOnlyError)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Take messages in each turn of the worker's event loop, and tend the consumers every second."""

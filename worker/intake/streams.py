@@ -17,10 +17,12 @@ from uuid import UUID
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
+from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
 from feeds.addresses.redis import RedisAddress, parse_redis
 from worker.events import EVENT_BYTES
+from worker.intake.failover import leaving_replicas
 
 TIMEOUT_S = 2.0
 
@@ -95,7 +97,9 @@ def connect(address: RedisAddress | str, **options: Any) -> Redis:
     limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S} | dict(address.limits)
     # redis-py opens at most 100 connections by default, and refuses the 101st thread or greenlet.
     fixed = {"retry": Retry(NoBackoff(), 0), "protocol": 2, "max_connections": sys.maxsize}
-    return Redis.from_pool(address.pool(**limits, **fixed, **options))
+    pool = address.pool(**limits, **fixed, **options)
+    pool.connection_class = leaving_replicas(pool.connection_class)
+    return Redis.from_pool(pool)
 
 
 def add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:
@@ -104,6 +108,14 @@ def add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:
     Returns whether a drain must be woken, because none is known to be awake. Raises redis.RedisError: then nothing was
     added or, if only the reply was lost, everything. It is harmless to add the same events again.
     """
+    try:
+        return try_to_add(streams, placed)
+    except ReadOnlyError:  # nothing was added, and the next connection may lead to the new primary
+        return try_to_add(streams, placed)
+
+
+def try_to_add(streams: Redis, placed: Sequence[tuple[int, bytes]]) -> bool:
+    """Add events as `add` does, but in one attempt."""
     with streams.pipeline(transaction=True) as pipeline:
         queue(pipeline, placed)
         return bool(pipeline.execute()[-1])
