@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,19 +25,16 @@ DEMO_KEY_LIFETIME = timedelta(days=7)
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The endpoint's port on loopback."
 )
 def up(*, demo: bool, port: int) -> None:
-    """Run everything on this machine, until Ctrl-C.
+    """Run everything on this machine, until Ctrl-C. SIGTERM lets requests end as `serve` does.
 
     Postgres and Valkey come with the program, unless DATABASE_URL or REDIS_URL name others. They
     store their data in the state folder. Other commands find a running `up` through that folder.
     """
     state = state_dir()
-    with ExitStack() as cleanup:
+    with suppress(StopRequested), ExitStack() as cleanup:
         cleanup.enter_context(stop_signals())
-        try:
-            cleanup.enter_context(locked_state_folder(state))
-            run(cleanup, port, demo=demo)
-        except StopRequested:
-            pass
+        cleanup.enter_context(locked_state_folder(state))
+        run(cleanup, port, demo=demo)
 
 
 def run(cleanup: ExitStack, port: int, *, demo: bool) -> None:
@@ -52,7 +49,7 @@ def run(cleanup: ExitStack, port: int, *, demo: bool) -> None:
     remove_stale_addresses()
     machine.require_port(port)
     supervisor = Supervisor(state)
-    cleanup.callback(supervisor.stop)
+    cleanup.push(supervisor.stop_on_exit)
     machine.start_servers(supervisor, state)
     machine.prepare_ledger()
     machine.start_processes(supervisor, state, port)

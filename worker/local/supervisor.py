@@ -34,6 +34,10 @@ TAIL_BYTES = 1 << 12
 class StopRequested(BaseException):
     """A signal asks this process to stop: Ctrl-C, SIGTERM, or a closed terminal."""
 
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
 
 class ChildDied(CannotStart):
     """A child died and is not restarted. Its last lines say why."""
@@ -43,7 +47,8 @@ class ChildDied(CannotStart):
 class Child:
     """A supervised process. If it has no `command`, it cannot be restarted and its death stops everything.
 
-    `signals` stop it, one after the other, each within `within_s` seconds. `clean_up` runs after it was stopped.
+    `signals` stop it, one after the other, each within `within_s` seconds. On Ctrl-C the first is `hurry`, if there is
+    one. `clean_up` runs after it was stopped.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Child:
     signals: Sequence[signal.Signals]
     within_s: float
     command: Sequence[str] = ()
+    hurry: signal.Signals | None = None
     clean_up: Callable[[], object] = bool
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_MAX + 1))
     restart_at: float | None = None
@@ -83,7 +89,15 @@ class Supervisor:
         """Supervise a server that runs already; `clean_up` removes what it leaves behind when it stops."""
         self.children.append(Child(name, process, signals, SERVER_STOPS_WITHIN_S, clean_up=clean_up))
 
-    def start(self, name: str, command: Sequence[str], *, signals: Sequence[signal.Signals], within_s: float) -> Child:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        signals: Sequence[signal.Signals],
+        within_s: float,
+        hurry: signal.Signals | None = None,
+    ) -> Child:
         """Start a process that `watch` restarts if it dies.
 
         Args:
@@ -91,8 +105,9 @@ class Supervisor:
             command: The program and its arguments.
             signals: Stop it, one after the other.
             within_s: How long to wait after each signal.
+            hurry: Stops it in place of the first signal if a person waits: on Ctrl-C.
         """
-        child = Child(name, self.spawn(name, command), signals, within_s, command)
+        child = Child(name, self.spawn(name, command), signals, within_s, command, hurry)
         self.children.append(child)
         return child
 
@@ -146,14 +161,19 @@ class Supervisor:
         self.report(f"{ending}: restarting it (restart {recent} of at most {RESTARTS_MAX} within a minute)")
         child.restart_at = now + RESTART_AFTER_S
 
-    def stop(self) -> None:
-        """Stop all children, the last started first, each within its time."""
+    def stop_on_exit(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Stop all children because of `error`. The signature is that of a context manager's exit."""
+        self.stop(is_hurried=isinstance(error, StopRequested) and error.signal_number == signal.SIGINT)
+
+    def stop(self, *, is_hurried: bool = False) -> None:
+        """Stop all children, the last started first, each within its time. `is_hurried`: a person waits."""
         for signal_number in STOP_SIGNALS:
             signal.signal(signal_number, signal.SIG_IGN)
         for child in reversed(self.children):
             if child.process.poll() is None:
                 self.report(f"stopping {child.name}")
-            if not stop(child.process, child.signals, child.within_s, self.forward_output):
+            hurry = [child.hurry] if is_hurried and child.hurry else []
+            if not stop(child.process, [*hurry, *child.signals], child.within_s, self.forward_output):
                 self.report(f"{child.name} did not stop in time and was killed")
             child.clean_up()
             self.flush_output()
@@ -218,8 +238,8 @@ def format_ending(process: Process) -> str:
 def stop_signals() -> Iterator[None]:
     """Raise StopRequested on Ctrl-C, SIGTERM and SIGHUP while the block runs."""
 
-    def raise_stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise StopRequested
+    def raise_stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise StopRequested(number)
 
     before = {number: signal.signal(number, raise_stop) for number in STOP_SIGNALS}
     try:
