@@ -15,6 +15,7 @@ from psycopg.rows import class_row
 from typeid import TypeID
 from uuid_utils.compat import uuid7
 
+from feeds.database import READING, begin
 from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -120,7 +121,7 @@ def create_key(  # noqa: PLR0913 -- one parameter for each fact of a key
         "expires_at": expires_at,
         "rate": rate,
     }
-    with connection.transaction(), key_cursor(connection) as cursor:
+    with begin(connection), key_cursor(connection) as cursor:
         if org_id is not None:
             cursor.execute(SQL["insert_organisation"], {"org_id": org_id})
         key = cursor.execute(SQL["insert_key"], parameters).fetchone()
@@ -131,26 +132,26 @@ def create_key(  # noqa: PLR0913 -- one parameter for each fact of a key
 
 def list_keys(connection: Connection[Any]) -> list[Key]:
     """Return all keys in the order in which they were created."""
-    with key_cursor(connection) as cursor:
+    with begin(connection, READING), key_cursor(connection) as cursor:
         return cursor.execute(SQL["list_keys"]).fetchall()
 
 
 def revoke_key(connection: Connection[Any], key_id: UUID) -> Key | None:
     """Revoke a key; every endpoint refuses it within 10 s. Return the key, or None if there is no such key."""
-    with connection.transaction(), key_cursor(connection) as cursor:
+    with begin(connection), key_cursor(connection) as cursor:
         return cursor.execute(SQL["revoke_key"], {"key_id": key_id}).fetchone()
 
 
 def set_member(connection: Connection[Any], org_id: str, user_id: str, role: str) -> None:
     """Give a person a role in an organisation, which is added if it is unknown."""
-    with connection.transaction(), connection.cursor() as cursor:
+    with begin(connection), connection.cursor() as cursor:
         cursor.execute(SQL["insert_organisation"], {"org_id": org_id})
         cursor.execute(SQL["upsert_member"], {"org_id": org_id, "user_id": user_id, "role": role})
 
 
 def remove_member(connection: Connection[Any], org_id: str, user_id: str) -> bool:
     """Remove a member. Return whether the person was a member."""
-    with connection.transaction(), connection.cursor() as cursor:
+    with begin(connection), connection.cursor() as cursor:
         return cursor.execute(SQL["delete_member"], {"org_id": org_id, "user_id": user_id}).fetchone() is not None
 
 

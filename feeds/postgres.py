@@ -42,21 +42,31 @@ class Postgres:
         address: The connection string.
         concurrency: How many statements may run at the same time; more wait.
         deadline_s: How long a call may take, including this wait.
+        schema: The Postgres schema that holds the ledger.
     """
 
-    def __init__(self, address: str, *, concurrency: int = 8, deadline_s: float = 0.8) -> None:
+    def __init__(self, address: str, *, concurrency: int = 8, deadline_s: float = 0.8, schema: str = "public") -> None:
         self.address = address
+        self.schema = schema
         self.deadline_s = deadline_s
         self._slots = asyncio.Semaphore(concurrency)
         self._idle: list[AsyncConnection[Row]] = []
         self._is_closed = False
 
-    async def fetch(self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None) -> list[Row]:
+    async def fetch(
+        self, query: bytes, parameters: Mapping[str, object], *, org_id: str | None = None, writes: bool = False
+    ) -> list[Row]:
         """Return the rows of one statement, in one round trip. Raises `PostgresAway`.
 
         `org_id` is the authenticated organisation: the reader's role sees only its rows, and without one no rows.
+        `writes` tells that the statement changes rows.
         """
-        statements = [(SQL["bound_statement"], {"org_id": org_id}), (query, parameters)]
+        statements: list[Statement] = [
+            (SQL["begin_writing" if writes else "begin_reading"], {}),
+            (SQL["bound_statement"], {"org_id": org_id, "schema": self.schema}),
+            (query, parameters),
+            (SQL["commit"], {}),
+        ]
         try:
             async with asyncio.timeout(self.deadline_s), self._slots:
                 return await self._run(statements)
@@ -100,6 +110,7 @@ class Postgres:
             connect_timeout=2,
             tcp_user_timeout=2000,
             application_name="usage-feeds endpoint",
+            client_encoding="UTF8",
         )
         connection.pgconn.enter_pipeline_mode()
         return connection
@@ -111,7 +122,7 @@ class Postgres:
 
 
 async def run_transaction(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
-    """Run statements as one transaction, in one round trip. Returns the rows of the last one.
+    """Run the statements of one transaction, in one round trip. Returns the rows of the last one before its COMMIT.
 
     Nothing is prepared: PgBouncer in transaction mode may give every transaction another server connection.
     Built from the parts of psycopg's own `pipeline()`, which waits for the server once for each of its commands and so
@@ -130,15 +141,15 @@ async def run_transaction(connection: AsyncConnection[Row], statements: Sequence
 
 
 def exchange(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
-    """Send what is queued and return the result of the last statement. Raises the first error, as psycopg does."""
+    """Send what is queued; return the result of the last statement but one. Raises the first error, as psycopg does."""
     yield from generators.send(pgconn)
     results: list[PGresult] = []
-    for _ in range(statements + 1):  # the last one is the end of the transaction, which may be refused too
+    for _ in range(statements + 1):  # the last one is the end of the pipeline
         results += yield from generators.fetch_many(pgconn)
     for result in results:
         if result.status not in SUCCESS:
             raise error_from_result(result)
-    return results[-2]
+    return results[-3]
 
 
 @cache

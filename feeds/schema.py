@@ -7,6 +7,7 @@ from uuid import UUID
 from psycopg import Connection, Cursor
 from psycopg.rows import tuple_row
 
+from feeds.database import READING, begin
 from feeds.queries import load_queries
 from feeds.settings import LedgerFacts
 
@@ -18,6 +19,26 @@ SCHEMA_VERSION = "0004"
 
 class UnusableSetup(Exception):  # noqa: N818 -- it names a state, which the message says how to fix
     """This process cannot work with the database or the settings. The message is one line that says what to do."""
+
+
+class WrongEncoding(UnusableSetup):
+    """The database cannot store every text. Create one in UTF8."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"The database's encoding is {encoding}, but usage-feeds needs UTF8:"
+            " create a database with ENCODING 'UTF8', and set DATABASE_URL to it."
+        )
+
+
+class TriggersOff(UnusableSetup):
+    """Postgres does not run the triggers and foreign keys that protect the ledger. Reset the role's setting."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            f"session_replication_role is {role} for this role or database, so the ledger is unprotected:"
+            " reset it with ALTER ROLE … RESET session_replication_role (or ALTER DATABASE …)."
+        )
 
 
 class SchemaBehind(UnusableSetup):
@@ -61,7 +82,7 @@ class SettingsDiffer(UnusableSetup):
 class Ledger(NamedTuple):
     """The facts of the whole ledger. `usage_numbers` is in the order of its numbers, which start at 0.
 
-    `read_at` is when the facts were read, on the monotonic clock.
+    `read_at` is when the facts were read, on the monotonic clock. `schema` is the Postgres schema with the tables.
     """
 
     epoch: UUID
@@ -70,6 +91,7 @@ class Ledger(NamedTuple):
     expiry_grace_s: int
     usage_numbers: dict[str, int]
     read_at: float
+    schema: str
 
     @property
     def usage_kinds(self) -> tuple[str, ...]:
@@ -79,7 +101,8 @@ class Ledger(NamedTuple):
 
 def check_ledger(connection: Connection[Any], settings: LedgerFacts) -> Ledger:
     """Return the ledger's facts. Raises `UnusableSetup` if this program or these settings do not match them."""
-    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+    with begin(connection, READING), connection.cursor(row_factory=tuple_row) as cursor:
+        check_surroundings(cursor)
         check_version(read_version(cursor))
         ledger = read_ledger(cursor)
     if ledger is None:
@@ -91,6 +114,15 @@ def check_ledger(connection: Connection[Any], settings: LedgerFacts) -> Ledger:
     if settings.expiry_grace_s != ledger.expiry_grace_s:
         raise SettingsDiffer("EXPIRY_GRACE_S", settings.expiry_grace_s, ledger.expiry_grace_s)
     return ledger
+
+
+def check_surroundings(cursor: Cursor[Any]) -> None:
+    """Raise `WrongEncoding` or `TriggersOff` if the database has a setting with which no promise could be kept."""
+    encoding, role = cursor.execute(SQL["read_surroundings"]).fetchall()[0]
+    if encoding != "UTF8":
+        raise WrongEncoding(encoding)
+    if role == "replica":
+        raise TriggersOff(role)
 
 
 def check_version(version: str | None) -> None:
@@ -115,6 +147,6 @@ def read_ledger(cursor: Cursor[Any]) -> Ledger | None:
     row = cursor.execute(SQL["read_ledger"]).fetchone()
     if row is None:
         return None
-    epoch, event_shards, expiry_grace_s, cursor_secret = row
+    epoch, event_shards, expiry_grace_s, cursor_secret, schema = row
     usage_numbers = dict(cursor.execute(SQL["read_usage_kinds"]).fetchall())
-    return Ledger(epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers, monotonic())
+    return Ledger(epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers, monotonic(), schema)

@@ -1,6 +1,10 @@
+-- name: read_surroundings
+-- Settings that this program cannot change for its own transactions.
+SELECT current_setting('server_encoding'), current_setting('session_replication_role');
+
 -- name: find_migrations
--- Whether any migration was ever applied to this database.
-SELECT to_regclass('schema_migrations') IS NOT NULL;
+-- Whether any migration of ours was ever applied. Other programs have a table schema_migrations too.
+SELECT to_regclass('stream_offsets') IS NOT NULL AND to_regclass('schema_migrations') IS NOT NULL;
 
 -- name: read_version
 -- The version of the last applied migration, or NULL.
@@ -8,7 +12,7 @@ SELECT max(version) FROM schema_migrations;
 
 -- name: read_ledger
 -- The facts of the ledger: one row after `migrate` has run, none before.
-SELECT epoch, event_shards, expiry_grace_s, cursor_secret FROM ledger;
+SELECT epoch, event_shards, expiry_grace_s, cursor_secret, current_schema() FROM ledger;
 
 -- name: read_usage_kinds
 -- Every usage kind with its number, in the order of the numbers.

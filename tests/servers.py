@@ -97,7 +97,7 @@ def with_database(url: str, name: str) -> str:
 def template_database(server_url: str) -> Iterator[str]:
     """Give the name of a migrated database to clone. No connection to it may be open."""
     with fresh_database(server_url) as name:
-        with psycopg.connect(with_database(server_url, name)) as connection:
+        with psycopg.connect(with_database(server_url, name), autocommit=True) as connection:
             migrate(connection, WorkerSettings())
         yield name
 

@@ -3,6 +3,7 @@
 Each thing is opened when it is first used, so after Celery's fork, and stays open for the life of the process.
 """
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from redis import Redis
 
 from feeds.cached import writer
 from feeds.cached.worker_connection import WorkerConnection
+from feeds.database import connect
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.intake import counters
 from worker.intake.streams import connect as connect_streams
@@ -37,8 +39,11 @@ class Database:
     def connection(self) -> Iterator[Connection[Any]]:
         """Lend the connection; it is closed if the work fails. Raises psycopg.OperationalError if it cannot open."""
         connection, self.idle = self.idle, None
-        if connection is None or connection.closed:
-            connection = psycopg.connect(self.url, **connect_options())
+        if connection is not None and not is_usable(connection):
+            connection.close()
+            connection = None
+        if connection is None:
+            connection = connect(self.url, CONNECT_TIMEOUT_S)
         try:
             yield connection
         except BaseException:
@@ -53,15 +58,22 @@ class Database:
             self.idle = None
 
 
+def is_usable(connection: Connection[Any]) -> bool:
+    """Tell whether an idle connection is still open, without a round trip.
+
+    The server sends nothing to an idle connection before it closes it, for example because of idle_session_timeout.
+    """
+    if connection.closed:
+        return False
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return not waiting.poll(0)
+
+
 @cache
 def database() -> Database:
     """Return the process's connection to Postgres."""
     return Database(require_url(worker_settings().database_url, "DATABASE_URL"))
-
-
-def connect_options() -> dict[str, Any]:
-    """Return how the worker connects: with autocommit, and without prepared statements, so that PgBouncer works."""
-    return {"autocommit": True, "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S}
 
 
 @cache
@@ -94,10 +106,15 @@ def ledger() -> Ledger:
     require_url(settings.redis_url, "REDIS_URL")
     url = require_url(settings.database_url, "DATABASE_URL")
     try:
-        with psycopg.connect(url, **connect_options()) as connection:
+        with connect(url, CONNECT_TIMEOUT_S) as connection:
             return check_ledger(connection, settings)
     except psycopg.OperationalError as error:
         raise UnusableSetup(f"Postgres cannot be reached, check DATABASE_URL: {str(error).splitlines()[0]}") from None
+    except psycopg.Error as error:
+        problem = error.diag.message_primary or type(error).__name__
+        raise UnusableSetup(
+            f"Postgres refused to read the ledger, check the role in DATABASE_URL: {problem}."
+        ) from None
 
 
 def require_url(url: str, variable: str) -> str:

@@ -13,6 +13,7 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds.cached.format import FeedsAway, Server, make_stamp
+from feeds.database import READING, begin
 from feeds.postgres import Postgres, PostgresAway
 from feeds.queries import load_queries
 from feeds.schema import LedgerEmpty
@@ -35,7 +36,7 @@ posted but not yet deleted."""
 
 def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
     """Return the ledger's current epoch. Raises `LedgerEmpty`."""
-    with connection.transaction(), connection.cursor(row_factory=scalar_row) as cursor:
+    with begin(connection, READING), connection.cursor(row_factory=scalar_row) as cursor:
         epoch: UUID | None = cursor.execute(SQL["read_epoch"]).fetchone()
     if epoch is None:
         raise LedgerEmpty
@@ -44,7 +45,7 @@ def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
 
 def renew_epoch(connection: Connection[tuple[object, ...]], seen: UUID) -> None:
     """Start a new epoch, unless another process has already ended the one that was seen."""
-    with connection.transaction():
+    with begin(connection):
         connection.execute(SQL["renew_epoch"], {"seen": seen})
 
 

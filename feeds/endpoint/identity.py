@@ -116,7 +116,7 @@ class Identities:
         if not used:
             return
         try:
-            await self._postgres.fetch(SQL["note_uses"], {"key_ids": sorted(used)})
+            await self._postgres.fetch(SQL["note_uses"], {"key_ids": sorted(used)}, writes=True)
         except PostgresAway as away:
             log.warning("the last use of %d keys was not noted: %s", len(used), away)
 

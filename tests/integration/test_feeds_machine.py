@@ -27,9 +27,11 @@ from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.endpoint_requests import PATH, headers_of
 from tests.integration.feed_world import FILTERS, Ledger, PageRead
+from worker.intake import batch
 from worker.intake.backlog import read_backlogs
 from worker.intake.batch import Intake, Outcome, take_batch
 from worker.intake.streams import add, connect, place
+from worker.ledger import write
 from worker.settings import WorkerSettings
 
 STARTED_AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -59,12 +61,6 @@ class World:
         ledger = check_ledger(connection, WorkerSettings())
         self.intake = Intake(connection, connect(environment["REDIS_URL"]), ledger, self.publish, lambda: None)
         self.dies = False
-        connection.execute("CREATE SCHEMA clock")
-        connection.execute(
-            "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
-            " AS $$ SELECT current_setting('clock.now')::timestamptz $$"
-        )
-        connection.execute("SET search_path = clock, pg_catalog, public")
 
     def publish(self, connection, posted, is_repeat):
         if self.dies:
@@ -88,6 +84,10 @@ class World:
 def world(environment, redis_url, monkeypatch):
     feeds_url = f"{redis_url.rpartition('/')[0]}/1"  # a database of their own, so that a flush spares the streams
     monkeypatch.setenv("FEEDS_REDIS_URL", feeds_url)
+    for queries in (batch.SQL, write.SQL):
+        for name, query in queries.items():
+            own_clock = query.replace(b"clock_timestamp()", b"current_setting('clock.now')::timestamptz")
+            monkeypatch.setitem(queries, name, own_clock)
     clear_settings()
     with (
         psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection,

@@ -7,6 +7,7 @@ from itertools import count
 import psycopg
 import pytest
 
+from feeds.database import begin
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
@@ -26,14 +27,9 @@ def connection(database_url):
 
 
 @pytest.fixture
-def clock(connection):
-    """Replace Postgres's clock for this connection; returns a function that sets the time."""
-    connection.execute("CREATE SCHEMA clock")
-    connection.execute(
-        "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
-        " AS $$ SELECT current_setting('clock.now')::timestamptz $$"
-    )
-    connection.execute("SET search_path = clock, pg_catalog, public")
+def clock(connection, monkeypatch):
+    """Replace the clock that posting reads; returns a function that sets the time."""
+    monkeypatch.setitem(write.SQL, "read_clock", b"SELECT current_setting('clock.now')::timestamptz")
     return lambda now: connection.execute("SELECT set_config('clock.now', %s, false)", [now])
 
 
@@ -44,7 +40,7 @@ def entry(event, stream="events:{0}"):
 
 def post_all(connection, *events, grace_s=0, again=False):
     ledger = check_ledger(connection, WorkerSettings())._replace(expiry_grace_s=grace_s)
-    with connection.transaction():
+    with begin(connection):
         return post_entries(connection, ledger, [entry(event) for event in events], again=again)
 
 

@@ -17,6 +17,7 @@ from feeds.cached.epoch import read_epoch
 from feeds.cached.format import WINDOW, FeedsAway, Hit, Miss, hash_key, make_stamp
 from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import read_cached
+from feeds.database import READING, begin
 from feeds.page import Place, count_feeds, filter_of
 from feeds.queries import load_queries
 from worker.audit.finding import Finding
@@ -52,7 +53,8 @@ class Comparison(NamedTuple):
 
     def read_counts(self, org_id: str) -> dict[int, int]:
         """Return the ledger's counts of an organisation's feeds, by their numbers."""
-        rows = self.connection.execute(SQL["read_counts"], {"org_id": org_id}).fetchall()
+        with begin(self.connection, READING):
+            rows = self.connection.execute(SQL["read_counts"], {"org_id": org_id}).fetchall()
         return dict(enumerate(rows[0][0])) if rows else {}
 
     def require_epoch(self) -> None:
@@ -145,7 +147,8 @@ def compare_feed(comparison: Comparison, org_id: str, number: int, cached: Hit |
     feed = filter_of(number, tuple(comparison.usage_numbers))
     query, parameters = store.page_query(comparison.usage_numbers, org_id, feed, window)
     try:
-        stored = store.collect_slice(window, comparison.connection.execute(query, parameters).fetchall())
+        with begin(comparison.connection, READING):
+            stored = store.collect_slice(window, comparison.connection.execute(query, parameters).fetchall())
     except store.TornLedger as error:
         yield Finding(org_id, "cached_line", place, "movements to compare with", f"in the ledger, {error}")
         return

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import tuple_row
 
+from feeds.database import begin
 from feeds.queries import load_queries
 from worker.audit.finding import Finding
 
@@ -86,8 +87,8 @@ def audit_ledger(
     Raises:
         UnknownOrganisation: There is no organisation of this id.
     """
-    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(SQL["begin_snapshot"])
+    with begin(connection, SQL["begin_snapshot"]), connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(SQL["prepare_audit"])
         organisations = EVERY_ORGANISATION if org_id is None else find_organisation(cursor, org_id)
         [(org_count, movements, grants)] = cursor.execute(SQL["count_checked"], organisations._asdict()).fetchall()
         found = check_organisations(connection, organisations, others if org_id is None else ())
@@ -119,11 +120,11 @@ def check_organisations(
     stopped = Event()
     first, *parts = divide(connection, organisations, 1 + len(others))
     [(snapshot,)] = connection.execute(SQL["export_snapshot"]).fetchall()
+    import_snapshot = sql.SQL("SET TRANSACTION SNAPSHOT {};").format(snapshot).as_bytes(connection)
 
     def check_part(other: Connection[Any], part: OrgRange) -> list[list[Row]]:
-        with other.transaction():
-            other.execute(SQL["begin_snapshot"])
-            other.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
+        with begin(other, SQL["begin_snapshot"] + import_snapshot):
+            other.execute(SQL["prepare_audit"])
             return check_range(other, part, stopped)
 
     with ThreadPoolExecutor(max_workers=len(others)) as threads:

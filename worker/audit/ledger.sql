@@ -3,14 +3,15 @@
 -- index ensures.
 
 -- name: begin_snapshot
--- One moment for all queries. Memory for sorts; movements are many and narrow, so sorting them on every core pays.
--- Statements may run for as long as a large ledger needs, despite any limit of the user. Waiting for a lock is limited.
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+-- One moment for all queries.
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+
+-- name: prepare_audit
+-- Memory for sorts; movements are many and narrow, so sorting them on every core pays. Statements may run for as long
+-- as a large ledger needs.
 SET LOCAL work_mem = '256MB';
-SET LOCAL jit = off;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0; -- a connection may wait for the others
-SET LOCAL lock_timeout = '10s';
 SET LOCAL parallel_tuple_cost = 0.005;
 
 -- name: count_checked

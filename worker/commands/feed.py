@@ -9,6 +9,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from feeds.cursor import Signer
+from feeds.database import READING, begin
 from feeds.endpoint.page_body import PageRequest, render_body
 from feeds.movement import Kind
 from feeds.page import Filter, number_of
@@ -43,7 +44,7 @@ class OrganisationRow(NamedTuple):
 @json_option
 def feed(*, org: str, page: int, limit: int, as_json: bool, **filters: str | None) -> None:
     """Print a page of ORG's movements, newest first. With --json, print the same answer as the endpoint."""
-    with open_ledger() as (connection, ledger):
+    with open_ledger() as (connection, ledger), begin(connection, READING):
         find_organisation(connection, org)
     request = PageRequest(read_filter(ledger, **filters), limit, page)
     document = read_page(ledger, org, request)
@@ -77,7 +78,7 @@ def read_page(ledger: Ledger, org: str, request: PageRequest) -> Any:
 
 async def read_items(ledger: Ledger, org: str, request: PageRequest) -> tuple[int, list[bytes]]:
     """Return the feed's count and the page's items, read as the endpoint reads them."""
-    postgres = Postgres(worker_settings().database_url, deadline_s=30)
+    postgres = Postgres(worker_settings().database_url, deadline_s=30, schema=ledger.schema)
     try:
         found = await read_place(Store(postgres, ledger.usage_numbers), org, request.feed, request.place)
     finally:
@@ -90,7 +91,7 @@ async def read_items(ledger: Ledger, org: str, request: PageRequest) -> tuple[in
 @json_option
 def balance(*, org: str, as_json: bool) -> None:
     """Print what ORG has left: all credits, those that can be drawn now, and those of grants that start later."""
-    with open_ledger() as (connection, _):
+    with open_ledger() as (connection, _), begin(connection, READING):
         organisation = find_organisation(connection, org)
         found = read_rows(connection, "read_balance", organisation)[0]
     facts = {"org_id": org, **found, "movements": organisation.movements, "grants": organisation.grants}
@@ -102,7 +103,7 @@ def balance(*, org: str, as_json: bool) -> None:
 @json_option
 def grants(*, org: str, as_json: bool) -> None:
     """Print ORG's grants: open ones in the order in which they are drawn, then the others, newest first."""
-    with open_ledger() as (connection, _):
+    with open_ledger() as (connection, _), begin(connection, READING):
         found = read_rows(connection, "list_grants", find_organisation(connection, org))
     if as_json:
         print_json(found)

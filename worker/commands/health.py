@@ -10,6 +10,7 @@ from redis import Redis
 
 from feeds.cached.format import FeedsAway
 from feeds.cached.worker_connection import WorkerConnection
+from feeds.database import READING, begin
 from feeds.queries import load_queries
 from worker.commands.output import count, json_option, print_facts, print_json
 from worker.commands.servers import open_ledger, open_streams, require_redis
@@ -71,7 +72,8 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
     be used (pages then come from Postgres).
     """
     with open_ledger() as (connection, ledger), open_streams() as streams:
-        [row] = connection.execute(SQL["read_health"]).fetchall()
+        with begin(connection, READING):
+            [row] = connection.execute(SQL["read_health"]).fetchall()
         ledger_health = LedgerHealth(*row)
         stream_health = read_stream_health(streams, ledger.event_shards)
     feeds_problem = check_feeds_redis()

@@ -17,6 +17,7 @@ from psycopg import Connection
 from redis import Redis
 from redis.exceptions import RedisError
 
+from feeds.database import begin
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import EventRefused
@@ -120,7 +121,7 @@ def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
     waiting = {shard.shard: shard for shard in find_waiting(intake, shards)}
     leased: list[WaitingShard] = []
     try:
-        with intake.connection.transaction():
+        with begin(intake.connection):
             leases = lease(intake, list(waiting.values()))
             leased = [waiting[lease.shard] for lease in leases]
             if not leases:

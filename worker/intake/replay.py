@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 from redis import Redis
 
+from feeds.database import begin
 from feeds.schema import Ledger
 from worker.events import EventRefused, EventTooLarge
 from worker.intake import counters
@@ -50,7 +51,7 @@ def replay(
         letters = find_dead_letters(connection, ordered[start : start + BATCH_MAX])
         refused = refuse_cut(letters)
         whole = {entry_of(letter): letter.dead_letter_id for letter in letters if letter.dead_letter_id not in refused}
-        with connection.transaction():
+        with begin(connection):
             posted = post_entries(connection, ledger, list(whole), again=True)
         publish(connection, posted, True)
         counters.note_batch(posted)

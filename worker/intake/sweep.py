@@ -9,13 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from psycopg import Connection
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from feeds.database import READING, begin
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.intake.backlog import read_backlogs
@@ -99,8 +99,8 @@ def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> b
 
 def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
     """Return organisations with due grants, longest due first: as many as may have an unanswered settle."""
-    parameters = {"most": UNANSWERED_MAX * ledger.event_shards, "grace": timedelta(seconds=ledger.expiry_grace_s)}
-    with connection.transaction(), connection.pipeline():
+    parameters = {"most": UNANSWERED_MAX * ledger.event_shards, "grace_s": ledger.expiry_grace_s}
+    with begin(connection, READING), connection.pipeline():
         connection.execute(SQL["bound_search"])
         due = connection.execute(SQL["find_due"], parameters)
     return [org_id for (org_id,) in due]

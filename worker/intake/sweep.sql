@@ -15,10 +15,10 @@ FROM (
     )
     UNION ALL
     (
-        SELECT org_no, expires_at + %(grace)s AS due_at
+        SELECT org_no, expires_at + make_interval(secs => %(grace_s)s) AS due_at
         FROM grants
         WHERE open AND allot_position IS NOT NULL AND expires_at IS NOT NULL
-            AND expires_at <= clock_timestamp() - %(grace)s
+            AND expires_at <= clock_timestamp() - make_interval(secs => %(grace_s)s)
         ORDER BY expires_at
         LIMIT %(most)s
     )

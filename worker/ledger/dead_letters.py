@@ -13,6 +13,7 @@ from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter, ValidationError
 
+from feeds.database import READING, begin
 from feeds.queries import load_queries
 from worker.events import EVENT_BYTES, OrgId
 from worker.ledger.entries import Refusal
@@ -82,31 +83,32 @@ def list_dead_letters(
         limit: How many dead letters are returned at most.
     """
     parameters = {"code": code, "org_id": org_id, "limit": limit}
-    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
-        letters = cursor.execute(SQL["list_dead_letters"], parameters).fetchall()
-    with connection.cursor(row_factory=scalar_row) as cursor:
-        return letters, cursor.execute(SQL["count_dead_letters"], parameters).fetchall()[0]
+    with begin(connection, READING):
+        with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+            letters = cursor.execute(SQL["list_dead_letters"], parameters).fetchall()
+        with connection.cursor(row_factory=scalar_row) as cursor:
+            return letters, cursor.execute(SQL["count_dead_letters"], parameters).fetchall()[0]
 
 
 def find_dead_letters(connection: Connection[Any], dead_letter_ids: Sequence[int]) -> list[DeadLetter]:
     """Return the dead letters with these ids, oldest first. Unknown ids are left out."""
-    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+    with begin(connection, READING), connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(SQL["find_dead_letters"], {"dead_letter_ids": list(dead_letter_ids)}).fetchall()
 
 
 def list_dead_letter_ids(connection: Connection[Any]) -> list[int]:
     """Return the ids of all dead letters, oldest first."""
-    with connection.cursor(row_factory=scalar_row) as cursor:
+    with begin(connection, READING), connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(SQL["list_dead_letter_ids"]).fetchall()
 
 
 def discard_dead_letters(connection: Connection[Any], dead_letter_ids: Sequence[int]) -> list[int]:
     """Delete dead letters for ever. Returns the ids of those that existed."""
-    with connection.cursor(row_factory=scalar_row) as cursor:
+    with begin(connection), connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(SQL["discard_dead_letters"], {"dead_letter_ids": list(dead_letter_ids)}).fetchall()
 
 
 def discard_buried_before(connection: Connection[Any], before: datetime | None = None) -> list[int]:
     """Delete the dead letters buried before a time, or all, for ever. Returns their ids."""
-    with connection.cursor(row_factory=scalar_row) as cursor:
+    with begin(connection), connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(SQL["discard_buried_before"], {"before": before}).fetchall()

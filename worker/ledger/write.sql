@@ -2,10 +2,8 @@
 
 -- name: bound_work
 -- Settings of this transaction: limits on waiting, and plans that stay good on fresh tables. Without statistics the
--- planner would scan tables that will soon be large. (PgBouncer refuses such settings in the connection's options.)
--- Times are in UTC: Python compares two times of one zone by its clock, which shows one hour twice when summer ends.
+-- planner would scan tables that will soon be large. `feeds/database.sql` has set all others.
 SELECT
-    set_config('timezone', 'UTC', true),
     set_config('statement_timeout', '30s', true),
     set_config('lock_timeout', '10s', true),
     set_config('idle_in_transaction_session_timeout', '60s', true),
@@ -14,7 +12,6 @@ SELECT
     CASE
         WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '60s', true)
     END,
-    set_config('jit', 'off', true), -- before PostgreSQL 18 the cost penalty of a disabled plan triggers JIT
     set_config('enable_seqscan', 'off', true),
     set_config('enable_sort', 'off', true),
     set_config('enable_hashjoin', 'off', true),

@@ -4,13 +4,14 @@ import os
 import socket
 import sys
 from pathlib import Path
-from signal import SIGKILL, SIGQUIT, SIGTERM
+from signal import SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from urllib.request import urlopen
 
 import psycopg
 import redis
 from psycopg import sql
 
+from feeds.database import READING, begin, connect
 from feeds.schema import UnusableSetup, read_ledger
 from feeds.settings import reader_settings
 from worker.local import postgres, valkey
@@ -20,6 +21,8 @@ from worker.settings import worker_settings
 
 HOST = "127.0.0.1"
 DATABASE = "usage_feeds"
+ENDPOINT_ANSWERS_WITHIN_S = 10.0
+"""How long the endpoint may take to stop, after it has ceased to accept connections."""
 SINGLE_WORKER_OPTIONS = ("--without-mingle", "--without-gossip")
 """`up` runs the only worker of its broker. A search for other workers would delay its start by a second."""
 
@@ -79,9 +82,9 @@ def prepare_ledger() -> None:
     settings = worker_settings()
     with redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as streams:
         streams.ping()
-    with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
+    with connect(settings.database_url, timeout_s=5) as connection:
         migrate(connection, settings)
-        with connection.cursor() as cursor:
+        with begin(connection, READING), connection.cursor() as cursor:
             ledger = read_ledger(cursor)
     assert ledger
     os.environ["EVENT_SHARDS"] = str(ledger.event_shards)
@@ -102,7 +105,11 @@ def start_processes(supervisor: Supervisor, state: Path, port: int) -> None:
         within_s=15,
     )
     endpoint = supervisor.start(
-        "endpoint", python("-m", "worker", "serve", "--port", str(port)), signals=(SIGTERM,), within_s=10
+        "endpoint",
+        python("-m", "worker", "serve", "--port", str(port)),
+        signals=(SIGTERM,),
+        within_s=reader_settings().stop_accepting_after_s + ENDPOINT_ANSWERS_WITHIN_S,
+        hurry=SIGINT,
     )
     supervisor.wait_until_ready(worker, lambda: supervisor.has_printed("worker", b" ready."))
     supervisor.wait_until_ready(endpoint, lambda: is_answering(endpoint_url(port) + "/livez"))

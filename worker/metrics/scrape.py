@@ -12,6 +12,8 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from redis.exceptions import RedisError
 
+from feeds.database import READING, begin
+from feeds.database import connect as connect_database
 from feeds.endpoint.metrics import Memory, redis_metrics
 from feeds.queries import load_queries
 from worker.events import EventRefused
@@ -45,10 +47,11 @@ def ledger_metrics() -> Iterator[Metric]:
     age = gauge("last_batch_age_seconds", "How long ago a batch was last posted")
     dead = gauge("dead_letters", "Events that could not be posted, by code", "code")
     try:
-        with psycopg.connect(
-            worker_settings().database_url, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_WITHIN_S
-        ) as connection:
-            connection.execute(SQL["bound_work"])
+        with (
+            connect_database(worker_settings().database_url, CONNECT_WITHIN_S) as connection,
+            begin(connection, READING),
+        ):
+            connection.execute(SQL["bound_scrape"])
             [(last_batch_age_s,)] = connection.execute(SQL["read_last_batch_age"]).fetchall()
             dead_letters: dict[str, int] = dict(connection.execute(SQL["count_dead_letters"]).fetchall())
     except psycopg.Error:

@@ -1,6 +1,6 @@
--- name: bound_work
--- Limit each statement of a scrape: a scrape must not wait.
-SELECT set_config('statement_timeout', '2s', false);
+-- name: bound_scrape
+-- Limit each statement of a scrape, for this transaction: a scrape must not wait.
+SELECT set_config('statement_timeout', '2s', true), set_config('lock_timeout', '1s', true);
 
 -- name: read_last_batch_age
 -- How many seconds ago a batch was last posted; NULL before the first one.

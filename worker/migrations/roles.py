@@ -4,6 +4,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from feeds.database import begin
 from feeds.queries import load_queries
 from worker.migrations.runner import lock_schema
 
@@ -18,7 +19,7 @@ def create_roles(connection: Connection[Any]) -> None:
     The schema must be up to date. It is safe to repeat. Raises psycopg's InsufficientPrivilege if the roles do not
     exist and the connection's user may not create them.
     """
-    with connection.transaction(), connection.cursor() as cursor:
+    with begin(connection), connection.cursor() as cursor:
         lock_schema(cursor)
         cursor.execute(SQL["create_roles"])
         cursor.execute(SQL["revoke_rights"])

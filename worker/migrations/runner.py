@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from psycopg import Connection, Cursor
+from psycopg.errors import DuplicateFunction, DuplicateObject, DuplicateTable
 from psycopg.rows import tuple_row
 
+from feeds.database import begin
 from feeds.queries import load_queries
-from feeds.schema import Ledger, SchemaAhead, UnusableSetup, read_ledger
+from feeds.schema import Ledger, SchemaAhead, UnusableSetup, check_surroundings, read_ledger
 from worker.intake.backlog import read_backlogs
 from worker.intake.streams import connect
 from worker.settings import WorkerSettings
@@ -26,6 +28,16 @@ class OldPostgres(UnusableSetup):
 
 class ChangedMigration(UnusableSetup):
     """A migration's file was changed after it was applied. Restore it, and put the change into a new migration."""
+
+
+class TakenSchema(UnusableSetup):
+    """The schema holds tables of another program, or there is no schema at all. Give usage-feeds one of its own."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}: give usage-feeds a database of its own,"
+            " or create a schema and name it first in the search_path of its roles."
+        )
 
 
 class ForbiddenChange(UnusableSetup):
@@ -50,9 +62,14 @@ def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
         raise OldPostgres(
             f"DATABASE_URL leads to a server older than PostgreSQL {POSTGRES_MINIMUM}: use a newer server."
         )
-    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+    with begin(connection), connection.cursor(row_factory=tuple_row) as cursor:
+        check_surroundings(cursor)
         lock_schema(cursor)
-        applied = apply_migrations(cursor, list_migrations())
+        choose_schema(cursor)
+        try:
+            applied = apply_migrations(cursor, list_migrations())
+        except (DuplicateTable, DuplicateFunction, DuplicateObject) as error:
+            raise TakenSchema(f"The schema holds something else of that name: {error.diag.message_primary}") from error
         record_facts(cursor, settings)
     return applied
 
@@ -60,6 +77,16 @@ def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
 def lock_schema(cursor: Cursor[Any]) -> None:
     """Take the lock that allows one migration of this database at a time; hold it until the transaction ends."""
     cursor.execute(SQL["lock_schema"])
+
+
+def choose_schema(cursor: Cursor[Any]) -> None:
+    """Work in the schema that holds the ledger, or else in the first one of the search path. Raises `TakenSchema`."""
+    schema, has_other_migrations = cursor.execute(SQL["find_schema"]).fetchall()[0]
+    if schema is None:
+        raise TakenSchema("The search_path of this role names no schema that exists")
+    cursor.execute(SQL["use_schema"], {"schema": schema})
+    if has_other_migrations and cursor.execute(SQL["read_any_migration"]).fetchone():
+        raise TakenSchema(f"The schema {schema} belongs to another program: it has a table schema_migrations")
 
 
 def list_migrations(folder: Path = Path(__file__).parent) -> list[Migration]:

@@ -1,8 +1,29 @@
 -- name: lock_schema
 -- One migration runs at a time: a second one waits here, and then has nothing to do. Every wait for a lock is bounded,
--- because all later statements on the table wait behind it.
+-- because all later statements on the table wait behind it. Statements may run for as long as a large ledger needs.
 SET LOCAL lock_timeout = '60s';
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL default_table_access_method = heap; -- others have no row locks
 SELECT pg_advisory_xact_lock(hashtextextended('usage-feeds migrate', 0));
+
+-- name: find_schema
+-- The schema in which tables are created, and whether only another program has migrations there.
+SELECT
+    schema,
+    to_regclass(quote_ident(schema) || '.schema_migrations') IS NOT NULL
+    AND to_regclass(quote_ident(schema) || '.stream_offsets') IS NULL
+FROM (
+    SELECT COALESCE(current_schema(), (SELECT nspname FROM pg_namespace WHERE nspname = 'public'))::text AS schema
+) AS chosen;
+
+-- name: use_schema
+-- Find and create tables in this schema only.
+SELECT set_config('search_path', quote_ident(%(schema)s::text) || ', pg_temp', true);
+
+-- name: read_any_migration
+-- One row if any migration is recorded.
+SELECT 1 FROM schema_migrations LIMIT 1;
 
 -- name: create_schema_migrations
 -- dbmate's table, with a column that dbmate does not fill: the checksum.

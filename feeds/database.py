@@ -1,0 +1,55 @@
+"""How does a process connect to Postgres, and how does each of its transactions begin?
+
+A database or a role may carry any settings, and behind PgBouncer another client may have left its own on the
+connection. So every transaction sets what this program depends on, for itself only. (PgBouncer in transaction mode
+forbids settings of the session, and most settings in the connection's options.) The statements that set them are in
+`database.sql`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from feeds.queries import load_queries
+
+SQL = load_queries(__file__)
+READING, WRITING = SQL["begin_reading"], SQL["begin_writing"]
+
+
+def connect(url: str, timeout_s: int) -> Connection[TupleRow]:
+    """Return a connection on which `begin` starts transactions. Nothing is prepared, so that PgBouncer works.
+
+    The client's encoding is the only setting of the session: PgBouncer restores it for each client.
+    """
+    return psycopg.connect(
+        url, autocommit=True, prepare_threshold=None, connect_timeout=timeout_s, client_encoding="UTF8"
+    )
+
+
+@contextmanager
+def begin(connection: Connection[Any], opening: bytes = WRITING) -> Iterator[None]:
+    """Run a transaction with this program's own settings. It begins in one round trip.
+
+    Blocks of `connection.transaction()` inside it are savepoints.
+
+    Args:
+        connection: In no transaction.
+        opening: The statements that begin the transaction. `READING` works on a standby too.
+    """
+    is_autocommit = connection.autocommit
+    connection.autocommit = True  # psycopg sends no BEGIN of its own; it raises ProgrammingError in a transaction
+    try:
+        connection.execute(opening + SQL["set_own_settings"])
+        yield
+        connection.commit()
+    except BaseException:
+        with suppress(psycopg.Error):  # a lost connection: the server rolls back by itself
+            connection.rollback()
+        raise
+    finally:
+        if not is_autocommit and not connection.closed:
+            connection.autocommit = False
