@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 from psycopg import Connection
 from uuid_utils import uuid7
 
@@ -32,6 +31,7 @@ from worker.ledger.arrays import (
 )
 from worker.ledger.dead_letters import bury
 from worker.ledger.entries import Entry, Refusal
+from worker.ledger.faults import PostingFails, describe, make_trial, may_be_an_events
 from worker.ledger.hash_chain import initial_hash, next_hash
 from worker.ledger.posting import Grant, Organisation, Terms, post
 
@@ -39,8 +39,6 @@ SQL = load_queries(__file__)
 
 WRITTEN_AT_ONCE = 250
 """After how many events their movements are sent: Postgres writes them while Python posts the next events."""
-SERVER_FAULTS = frozenset({"08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"})
-"""Classes of SQLSTATE that blame the server, the connection or our set-up. They are retried, and no event is buried."""
 
 
 @dataclass(slots=True)
@@ -49,7 +47,7 @@ class Posted:
 
     `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what
     was buried. `types` counts the accepted events by type, repeats included. `splits` counts how often the batch was
-    halved to find an event that the database refuses.
+    halved to find an event that cannot be posted.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
@@ -94,44 +92,63 @@ def post_entries(
 ) -> Posted:
     """Post entries in their order, in the caller's transaction, and bury those that cannot be posted.
 
-    An event that the database refuses is found by halving the batch.
+    An event that cannot be posted is found by halving the batch.
 
     Args:
-        connection: To Postgres, in a transaction.
+        connection: To Postgres, in a transaction that `feeds.database.begin` has begun.
         ledger: The facts of the ledger.
         entries: The batch.
         again: Post entries that are dead letters already; without it events that were buried before are passed over.
 
     Raises:
-        psycopg.Error: The server is at fault, not an event. Roll the transaction back, and try again later.
+        Exception: The surroundings are at fault, not an event. Roll the transaction back, and try again later.
+    """
+    error = try_batch(connection, ledger, entries, again=again)
+    if isinstance(error, Posted):
+        return error
+    if isinstance(trial := try_batch(connection, ledger, make_trial(ledger), keep=False), Exception):
+        raise PostingFails(trial) from error
+    return post_halves(connection, ledger, entries, error, again=again)
+
+
+def try_batch(
+    connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool = False, keep: bool = True
+) -> Posted | Exception:
+    """Post entries, all or none. Returns an error that an event may have caused; raises all others.
+
+    `keep=False` undoes what was posted.
     """
     try:
-        with connection.transaction():
+        with connection.transaction(force_rollback=not keep):
             return post_batch(connection, ledger, entries, again=again)
-    except psycopg.Error as error:
-        if is_servers_fault(error):
+    except Exception as error:
+        if not may_be_an_events(error):
             raise
-        if len(entries) == 1:
-            return bury_refused(connection, entries[0], error)
+        return error
+
+
+def post_halves(
+    connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], error: Exception, *, again: bool
+) -> Posted:
+    """Post each half of a batch that failed with an error. Buries an entry that is left."""
+    if len(entries) == 1:
+        return bury_unpostable(connection, entries[0], error)
     middle = len(entries) // 2
-    first = post_entries(connection, ledger, entries[:middle], again=again)
-    return first.merge(post_entries(connection, ledger, entries[middle:], again=again))
+    halves = []
+    for half in (entries[:middle], entries[middle:]):
+        posted = try_batch(connection, ledger, half, again=again)
+        if not isinstance(posted, Posted):
+            posted = post_halves(connection, ledger, half, posted, again=again)
+        halves.append(posted)
+    return halves[0].merge(halves[1])
 
 
-def is_servers_fault(error: psycopg.Error) -> bool:
-    """Tell whether the same batch may succeed later."""
-    if error.sqlstate:
-        return error.sqlstate[:2] in SERVER_FAULTS
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-
-
-def bury_refused(connection: Connection[Any], entry: Entry, error: psycopg.Error) -> Posted:
-    """Bury the one entry that the database refuses."""
-    code = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
-    reason = EventRefused(f"the database refused it{code}: {error.diag.message_primary or type(error).__name__}")
+def bury_unpostable(connection: Connection[Any], entry: Entry, error: Exception) -> Posted:
+    """Bury the one entry that cannot be posted."""
+    refusal = Refusal(entry, EventRefused(f"posting it failed: {describe(error)}"))
     with connection.transaction():
-        bury(connection, [Refusal(entry, reason)])
-    return Posted(refusals=[Refusal(entry, reason)])
+        bury(connection, [refusal])
+    return Posted(refusals=[refusal])
 
 
 def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[Entry], *, again: bool) -> Posted:
