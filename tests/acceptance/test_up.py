@@ -110,6 +110,7 @@ def test_the_demo_serves_every_kind_of_movement_within_a_minute_and_ctrl_c_stops
     started = descendants(up.process.pid)
 
     assert up.stop(signal.SIGINT) == 0
+    assert up.logged("It accepts connections for 0 s more.")  # a person waits
     stopped = re.findall(r"stopping (\w+)", up.err.read_text())
     assert stopped == ["demo", "schedule", "endpoint", "worker", "valkey", "postgres"]
     assert not up.logged("and was killed")
@@ -130,6 +131,7 @@ def test_a_killed_up_leaves_no_process_running_and_the_next_one_finds_its_data(u
     up.start("--demo")
     assert read_page(up)["pages"]["total_items"] > 20
     assert up.stop(signal.SIGTERM) == 0
+    assert up.logged("It accepts connections for 5 s more.")
 
 
 def test_up_restarts_a_dead_worker_and_ends_if_a_server_dies(up):
