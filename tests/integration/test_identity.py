@@ -27,11 +27,11 @@ class CountingPostgres(Postgres):
     queries = 0
     is_away = False
 
-    async def fetch(self, query, parameters):
+    async def fetch(self, query, parameters, **options):
         self.queries += 1
         if self.is_away:
             raise PostgresAway("made unreachable")
-        return await super().fetch(query, parameters)
+        return await super().fetch(query, parameters, **options)
 
 
 def run(database_url, use):

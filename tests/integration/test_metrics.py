@@ -269,7 +269,10 @@ def test_every_metric_that_the_dashboard_or_a_rule_names_exists(client):
     named = set(re.findall(r"\b(?:usage_feeds|process)_\w+", " ".join(plotted + alerted)))
     assert named - existing == set()
     ours = {name for name in existing if name.startswith("usage_feeds_")}
-    assert ours - set(re.findall(r"\w+", " ".join(plotted))) == {"usage_feeds_stream_broken"}
+    assert ours - set(re.findall(r"\w+", " ".join(plotted))) == {
+        "usage_feeds_stream_broken",
+        "usage_feeds_shard_failure_age_seconds",
+    }
     for rule in alerts:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in {"page", "ticket"}

@@ -15,6 +15,7 @@ from feeds.queries import load_queries
 from worker.commands.output import count, json_option, print_facts, print_json
 from worker.commands.servers import open_ledger, open_streams, require_redis
 from worker.intake.backlog import parse_backlogs, queue_backlogs
+from worker.intake.failures import FAILURES, parse_failures
 from worker.intake.sweep import SWEPT
 from worker.settings import worker_settings
 
@@ -33,7 +34,10 @@ class LedgerHealth(NamedTuple):
 
 
 class StreamHealth(NamedTuple):
-    """What the streams' Redis reports. Ages are in seconds of its clock; memory is in bytes, a limit of 0 is none."""
+    """What the streams' Redis reports. Ages are in seconds of its clock; memory is in bytes, a limit of 0 is none.
+
+    `failing_shards` were not posted since a batch failed through no event's fault; `last_failure` is the newest error.
+    """
 
     waiting_events: int
     oldest_event_s: float
@@ -42,6 +46,9 @@ class StreamHealth(NamedTuple):
     memory_used: int
     memory_limit: int
     memory_policy: str
+    failing_shards: int
+    last_failure: str | None
+    last_failure_s: float | None
 
 
 @click.command()
@@ -68,7 +75,8 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
     That is the case if an event waits too long (no worker posts), if the last sweep is too old (either the schedule,
     which requests one every second, or the worker, which runs it, has stopped), or if a shard's key is not a stream.
 
-    Warnings leave the exit code at 0: dead letters, a Redis that fills up or may evict, and a feeds' Redis that cannot
+    Warnings leave the exit code at 0: dead letters, shards whose last batch failed because of the database, its
+    settings or this program (their events wait), a Redis that fills up or may evict, and a feeds' Redis that cannot
     be used (pages then come from Postgres).
     """
     with open_ledger() as (connection, ledger), open_streams() as streams:
@@ -98,11 +106,13 @@ def read_stream_health(streams: Redis, event_shards: int) -> StreamHealth:
     pipeline.time()
     pipeline.get(SWEPT)
     pipeline.info("memory")
+    pipeline.hgetall(FAILURES)
     queue_backlogs(pipeline, shards)
-    (seconds, microseconds), swept, info, *replies = pipeline.execute(raise_on_error=False)
+    (seconds, microseconds), swept, info, noted, *replies = pipeline.execute(raise_on_error=False)
     now_s = seconds + microseconds / 1e6
     backlogs = parse_backlogs(shards, replies)
     memory = info if isinstance(info, dict) else {}
+    failures = parse_failures(noted)
     return StreamHealth(
         waiting_events=sum(backlog.length for backlog in backlogs),
         oldest_event_s=round(max(backlog.age_s(now_s) for backlog in backlogs), 3),
@@ -111,6 +121,9 @@ def read_stream_health(streams: Redis, event_shards: int) -> StreamHealth:
         memory_used=memory.get("used_memory", 0),
         memory_limit=memory.get("maxmemory", 0),
         memory_policy=memory.get("maxmemory_policy", "unknown"),
+        failing_shards=len(failures),
+        last_failure=failures[0].error if failures else None,
+        last_failure_s=round(max(0.0, now_s - failures[0].at_s), 3) if failures else None,
     )
 
 
@@ -145,6 +158,10 @@ def find_warnings(ledger: LedgerHealth, streams: StreamHealth, feeds_problem: st
     warnings = []
     if ledger.dead_letters:
         warnings.append(f"{count(ledger.dead_letters, 'dead letter')}: see `usage-feeds dead list`.")
+    if streams.last_failure_s is not None:
+        shards = count(streams.failing_shards, "shard")
+        age = format_age(streams.last_failure_s)
+        warnings.append(f"{shards} could not be posted, the last one {age} ago: {streams.last_failure}.")
     if streams.memory_limit and streams.memory_used > FULL * streams.memory_limit:
         part = streams.memory_used / streams.memory_limit
         warnings.append(f"Redis has used {part:.0%} of its memory: once it is full it takes no more events.")

@@ -15,6 +15,7 @@ from feeds.settings import explain_settings
 from worker.commands.output import format_refusal
 from worker.commands.servers import explain_postgres, place_of_redis, reason
 from worker.events import EventRefused
+from worker.ledger.faults import describe
 from worker.settings import worker_settings
 
 
@@ -46,6 +47,7 @@ EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callabl
     (psycopg.errors.UndefinedTable, lambda _: "The database has no usage-feeds schema: run `usage-feeds migrate`."),
     (psycopg.errors.InsufficientPrivilege, explain_missing_right),
     (psycopg.OperationalError, lambda error: explain_postgres(error, worker_settings().database_url)),
+    (psycopg.Error, lambda error: f"Postgres refused a command: {describe(error)}."),
     ((redis.ConnectionError, redis.TimeoutError), explain_redis),
     (redis.RedisError, lambda error: f"Redis refused a command: {reason(error)}."),
     (kombu.exceptions.OperationalError, lambda e: f"The broker: {reason(e)}: check CELERY_BROKER_URL."),

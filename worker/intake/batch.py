@@ -22,6 +22,7 @@ from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import EventRefused
 from worker.intake import counters, poison
+from worker.intake.failures import note_failures, queue_clearing
 from worker.intake.poison import State, Suspicion, read_suspicion
 from worker.intake.read_entries import parse_entries, queue_read
 from worker.intake.streams import AWAKE, AWAKE_MS, order_of, stream_of
@@ -116,7 +117,7 @@ class Intake:
 def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
     """Post one batch from those of these shards that no other drain holds; publish it; delete it.
 
-    Raises psycopg.Error and redis.RedisError: nothing is lost, the next drain takes the same entries.
+    Raises psycopg.Error, redis.RedisError and PostingFails: nothing is lost, the next drain takes the same entries.
     """
     waiting = {shard.shard: shard for shard in find_waiting(intake, shards)}
     leased: list[WaitingShard] = []
@@ -133,8 +134,8 @@ def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
             move_offsets(intake, batch)
         intake.publish(intake.connection, posted, any(part.is_repeat for part in batch))
         finish(intake, batch)
-    except BaseException:
-        note_failure(intake, leased)
+    except BaseException as error:
+        note_failure(intake, leased, error)
         raise
     counters.note_batch(posted)
     intake.taken += sum(len(part.entries) for part in batch)
@@ -239,13 +240,15 @@ def post(intake: Intake, batch: Sequence[ShardBatch]) -> Posted:
     return posted
 
 
-def note_failure(intake: Intake, leased: Sequence[WaitingShard]) -> None:
-    """Note that a batch failed without a death."""
+def note_failure(intake: Intake, leased: Sequence[WaitingShard], error: BaseException) -> None:
+    """Note that a batch failed without a death, and why."""
     with intake.streams.pipeline(transaction=False) as pipeline:
         for shard in leased:
             poison.queue_note(pipeline, shard.shard, shard.suspicion)
         with suppress(RedisError):  # then it counts as a death, which only makes the next batches smaller
             pipeline.execute(raise_on_error=False)
+    if isinstance(error, Exception):
+        note_failures(intake.streams, [shard.shard for shard in leased], error)
 
 
 def move_offsets(intake: Intake, batch: Sequence[ShardBatch]) -> None:
@@ -263,4 +266,5 @@ def finish(intake: Intake, batch: Sequence[ShardBatch]) -> None:
         for part in batch:
             pipeline.xdel(stream_of(part.shard), *[entry.entry_id for entry in part.entries])
             poison.queue_note(pipeline, part.shard, part.suspicion.survive(len(part.entries)))
+        queue_clearing(pipeline, [part.shard for part in batch])
         pipeline.execute()

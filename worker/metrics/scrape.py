@@ -19,6 +19,7 @@ from feeds.queries import load_queries
 from worker.events import EventRefused
 from worker.intake.backlog import Backlog, parse_backlogs, queue_backlogs
 from worker.intake.counters import COUNTS, VERIFIED, read_counts
+from worker.intake.failures import FAILURES, Failure, parse_failures
 from worker.intake.streams import connect
 from worker.intake.sweep import SWEPT
 from worker.settings import worker_settings
@@ -86,8 +87,9 @@ def redis_stream_metrics() -> Iterator[Metric]:
             pipeline.info("memory")
             pipeline.hgetall(COUNTS)
             pipeline.hgetall(VERIFIED)
+            pipeline.hgetall(FAILURES)
             queue_backlogs(pipeline, shards)
-            clock, swept, info, counts, verified, *backlogs = pipeline.execute(raise_on_error=False)
+            clock, swept, info, counts, verified, failures, *backlogs = pipeline.execute(raise_on_error=False)
     except (RedisError, ValueError):  # ValueError: the address is not valid
         yield from redis_metrics("streams", None)
         return
@@ -96,6 +98,7 @@ def redis_stream_metrics() -> Iterator[Metric]:
     if isinstance(clock, tuple):
         now_s = clock[0] + clock[1] / 1e6
         yield from backlog_metrics(now_s, parse_backlogs(shards, backlogs))
+        yield failure_metric(now_s, parse_failures(failures))
         yield sweep_metric(now_s, swept)
         yield from verify_metrics(now_s, verified if isinstance(verified, dict) else {})
     yield from counter_metrics(counts if isinstance(counts, dict) else {})
@@ -113,6 +116,16 @@ def backlog_metrics(now_s: float, backlogs: Iterable[Backlog]) -> Iterator[Metri
             waiting.add_metric(shard, backlog.length)
             oldest.add_metric(shard, backlog.age_s(now_s))
     yield from (waiting, oldest, broken)
+
+
+def failure_metric(now_s: float, failures: Iterable[Failure]) -> Metric:
+    """Return how old the failures are of the shards that could not be posted since."""
+    age = gauge(
+        "shard_failure_age_seconds", "How long ago the surroundings failed a batch; none was posted since", "shard"
+    )
+    for failure in failures:
+        age.add_metric([str(failure.shard)], max(0.0, now_s - failure.at_s))
+    return age
 
 
 def sweep_metric(now_s: float, swept: object) -> Metric:
