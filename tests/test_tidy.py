@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("feeds", "worker")
-PURE = {"feeds.identifiers", "feeds.movement", "feeds.page", "worker.events", "worker.ledger.posting"}
+PURE = {"feeds.identifiers", "feeds.movement", "feeds.page", "worker.events", "worker.ledger.grants", "worker.ledger.posting"}
 PURE_LIBRARIES = {"pydantic", "typeid", "uuid_utils"}
 STANDARD_LIBRARY_OF_VALUES = {
     "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "itertools",

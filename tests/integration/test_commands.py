@@ -73,6 +73,21 @@ def test_added_events_are_drained_and_printed(environment):
     assert run_json("verify")["findings"] == []
 
 
+def test_a_balance_of_any_size_is_printed(environment):
+    run("grant", "org_a", "1", "--ref", "g")
+    run("drain")
+    huge = 2**62
+    with psycopg.connect(environment["DATABASE_URL"]) as connection:
+        connection.execute(
+            "INSERT INTO grants (org_no, grant_no, grant_ref, credits, source, priority, remaining, allot_position, open)"
+            " SELECT org_no, n, n, %s, 'plan', 50, %s, 1, true FROM organisations, generate_series(2, 4) AS n",
+            [huge, huge],
+        )
+
+    assert run_json("balance", "org_a")["remaining"] == 3 * huge + 1
+    assert f"{3 * huge + 1:,}" in run("balance", "org_a").stdout
+
+
 def test_a_revoke_takes_back_what_remains(environment):
     run("grant", "org_a", "10", "--ref", "g")
     assert run("revoke", "org_a", "g", "--reason", "a mistake").stdout == "g\n"

@@ -149,3 +149,20 @@ def test_a_cut_event_is_buried_with_its_true_size(connection):
     assert posted.refusals[0].reason.message.endswith("this one has 300000000")
     rows = connection.execute("SELECT code, raw_bytes, length(raw) FROM dead_letters").fetchall()
     assert rows == [("too_large", 300_000_000, EVENT_BYTES)]
+
+
+def test_a_grant_past_the_largest_exact_number_is_a_dead_letter_and_its_neighbours_are_posted(connection):
+    def grant(ref, amount):
+        fields = {"grant_ref": ref, "credits": amount, "source": "plan"}
+        return {"type": "grant", "org_id": "org_a", **fields}
+
+    most, rest = divmod(2**53 - 1, 10**12)
+    for start in range(0, most, 1000):
+        post_all(connection, *(grant(f"g{number}", 10**12) for number in range(start, min(start + 1000, most))))
+    posted = post_all(connection, grant("fits", rest), grant("too_much", 1), {"type": "settle", "org_id": "org_a"})
+
+    assert [(json.loads(refusal.entry.raw)["grant_ref"], refusal.reason.code) for refusal in posted.refusals] == [
+        ("too_much", "unpostable")
+    ]
+    [(balance,)] = connection.execute("SELECT sum(credits) FROM movements").fetchall()
+    assert balance == 2**53 - 1

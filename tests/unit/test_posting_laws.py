@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from feeds.movement import Kind
 from tests.histories import organisation, terms
 from worker.events import EventRefused, GrantEvent, RevokeEvent, SettleEvent, UsageEvent
-from worker.ledger.posting import State, post
+from worker.ledger.grants import State
+from worker.ledger.posting import post
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 instants = st.integers(0, 100).map(lambda minutes: START + timedelta(minutes=minutes))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import click
@@ -93,7 +94,8 @@ def balance(*, org: str, as_json: bool) -> None:
     """Print what ORG has left: all credits, those that can be drawn now, and those of grants that start later."""
     with open_ledger() as (connection, _), begin(connection, READING):
         organisation = find_organisation(connection, org)
-        found = read_rows(connection, "read_balance", organisation)[0]
+        row = read_rows(connection, "read_balance", organisation)[0]
+    found = {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}
     facts = {"org_id": org, **found, "movements": organisation.movements, "grants": organisation.grants}
     (print_json if as_json else print_facts)(facts)
 

@@ -4,13 +4,13 @@ SELECT org_no, counts[1], grants FROM organisations WHERE org_id = %(org_id)s;
 
 -- name: read_balance
 -- The remaining credits of an organisation's open grants: all, those that can be drawn now, and those of grants that start
--- later; and the next end of a grant.
+-- later; and the next end of a grant. The sums are numeric: they may be larger than a bigint.
 SELECT
-    COALESCE(sum(remaining), 0)::bigint AS remaining,
+    COALESCE(sum(remaining), 0) AS remaining,
     COALESCE(sum(remaining) FILTER (
         WHERE (effective_at IS NULL OR effective_at <= now()) AND (expires_at IS NULL OR expires_at > now())
-    ), 0)::bigint AS drawable,
-    COALESCE(sum(credits) FILTER (WHERE allot_position IS NULL), 0)::bigint AS pending,
+    ), 0) AS drawable,
+    COALESCE(sum(credits) FILTER (WHERE allot_position IS NULL), 0) AS pending,
     min(expires_at) FILTER (WHERE remaining > 0 AND expires_at > now()) AS next_expiry
 FROM grants
 WHERE org_no = %(org_no)s AND open;

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from feeds.movement import Kind, Movement
 from feeds.page import feed_numbers
+from worker.ledger.grants import Grant
 from worker.ledger.hash_chain import format_draws, format_instant
-from worker.ledger.posting import Grant, Organisation
+from worker.ledger.posting import Organisation
 
 NULL = "NULL"
 

@@ -6,18 +6,18 @@ The rules of credits (worker/README.md), as functions of values: no clock, no da
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from enum import Enum, auto
+from datetime import datetime, timedelta
 from functools import cache
 from typing import NamedTuple
 
 from feeds.movement import USAGE_CAUSED, AnyUUID, Kind, Movement
 from feeds.page import EVERYTHING, feed_numbers
-from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
+from worker.events import CREDITS_MAX, Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
+from worker.ledger.grants import ACTIVE, ALWAYS, CLOSED, GRANT_CONTENT, NEVER, PENDING, Grant, draw_order
 
 FUTURE_TOLERANCE = timedelta(seconds=300)
-NEVER = datetime.max.replace(tzinfo=UTC)
-ALWAYS = datetime.min.replace(tzinfo=UTC)
+TOTAL_MAX = 2**53 - 1
+"""The largest whole number that every reader of JSON reads exactly."""
 
 feeds_of = cache(feed_numbers)
 
@@ -40,6 +40,12 @@ class GrantUnknown(EventRefused):
     code = "unknown_grant"
 
 
+class TotalTooLarge(EventRefused):
+    """A grant would carry the organisation's granted credits past 2^53 - 1. Replay it once credits were used."""
+
+    code = "unpostable"
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What is the same for all events of a batch. `now` is Postgres's clock; `usage_numbers` is the ledger's."""
@@ -50,48 +56,6 @@ class Terms:
     new_id: Callable[[], AnyUUID]
 
 
-class State(Enum):
-    """What a grant is good for."""
-
-    PENDING = auto()  # its start has not come: it has no movement yet and cannot be drawn
-    ACTIVE = auto()  # it is allotted and can be drawn
-    CLOSED = auto()  # it is used up, expired or revoked, and stays so
-
-
-PENDING, ACTIVE, CLOSED = State  # on Python 3.11 `State.PENDING` takes 70 ns, and settling checks every open grant
-
-
-@dataclass(slots=True)
-class Grant:
-    """Credits that a plan or a promotion gave.
-
-    `allot_position` is the position of the allot movement, None until the grant has one. `open` is false once the grant
-    is closed; `remaining` is zero before the allot and after the close.
-    """
-
-    grant_no: int
-    grant_ref: str
-    credits: int
-    source: str
-    priority: int
-    effective_at: datetime | None
-    expires_at: datetime | None
-    remaining: int = 0
-    drawn: int = 0
-    expired: int = 0
-    revoked: int = 0
-    allot_position: int | None = None
-    open: bool = True
-    revoke_reason: str | None = None
-
-    @property
-    def state(self) -> State:
-        """Return what the grant is good for."""
-        if not self.open:
-            return CLOSED
-        return PENDING if self.allot_position is None else ACTIVE
-
-
 @dataclass(slots=True)
 class Organisation:
     """The state of an organisation whose row is locked, and what this batch adds to it.
@@ -99,6 +63,7 @@ class Organisation:
     `counts` holds the number of movements of each feed, by the feed's number. `last_created_at` and `last_hash` are the
     newest movement's. `grants` holds, by ref, the open grants and those that the batch names; `usages` the kind and
     credits of those usages of the batch that are posted. `movements` are not written yet, `changed_grants` neither.
+    `promised`, if known, is at least the credits that the open grants hold or will hold once they start.
     """
 
     org_id: str
@@ -112,6 +77,7 @@ class Organisation:
     changed_grants: dict[int, Grant] = field(default_factory=dict)
     draw_list: list[Grant] | None = None
     settled_at: datetime | None = None
+    promised: int | None = None
 
 
 def post(event: Event, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
@@ -218,11 +184,6 @@ def list_drawable(organisation: Organisation) -> list[Grant]:
     return organisation.draw_list
 
 
-def draw_order(grant: Grant) -> tuple[int, datetime, datetime, int]:
-    """Our own order: lower priority, then sooner end (none is last), earlier start (none is first), earlier allot."""
-    return grant.priority, grant.expires_at or NEVER, grant.effective_at or ALWAYS, grant.allot_position or 0
-
-
 def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> None:
     """Allot a new grant, or keep it pending until it starts."""
     known = organisation.grants.get(event.grant_ref)
@@ -230,6 +191,7 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
         if any(getattr(known, name) != getattr(event, name) for name in GRANT_CONTENT):
             raise EventConflict("another grant has this grant_ref, with other content")
         return
+    require_exact_total(organisation, event.credits)
     organisation.grant_count += 1
     content = {name: getattr(event, name) for name in GRANT_CONTENT}
     organisation.grants[event.grant_ref] = grant = Grant(organisation.grant_count, event.grant_ref, **content)
@@ -239,8 +201,23 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
         allot(organisation, terms, grant)
 
 
-GRANT_CONTENT = ("credits", "source", "priority", "effective_at", "expires_at")
-"""The fields in which two grant events of one ref must agree."""
+def require_exact_total(organisation: Organisation, credits_given: int) -> None:
+    """Note the credits of a new grant. Raises TotalTooLarge if the organisation's balance could then not be exact.
+
+    Grants that start later count too, because no event can be refused when they start. Fewer than 9,007 grants cannot
+    reach the limit. Beyond that the open grants are summed once a batch, and again when the limit seems to be reached.
+    """
+    if (organisation.grant_count + 1) * CREDITS_MAX <= TOTAL_MAX:
+        return
+    promised = organisation.promised
+    if promised is None or promised + credits_given > TOTAL_MAX:
+        open_grants = (grant for grant in organisation.grants.values() if grant.open)
+        promised = sum(grant.credits if grant.state is PENDING else grant.remaining for grant in open_grants)
+    if promised + credits_given > TOTAL_MAX:
+        raise TotalTooLarge(
+            f"with these credits the organisation would have more than {TOTAL_MAX}, which JSON cannot hold exactly"
+        )
+    organisation.promised = promised + credits_given
 
 
 def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -> None:

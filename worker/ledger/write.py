@@ -13,14 +13,7 @@ from feeds.movement import Movement
 from feeds.page import count_feeds
 from feeds.queries import load_queries
 from feeds.schema import Ledger
-from worker.events import (
-    Event,
-    EventRefused,
-    GrantEvent,
-    RevokeEvent,
-    UsageEvent,
-    parse_event,
-)
+from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, parse_event
 from worker.ledger.arrays import (
     HashedMovement,
     format_array,
@@ -32,8 +25,9 @@ from worker.ledger.arrays import (
 from worker.ledger.dead_letters import bury
 from worker.ledger.entries import Entry, Refusal
 from worker.ledger.faults import PostingFails, describe, make_trial, may_be_an_events
+from worker.ledger.grants import Grant
 from worker.ledger.hash_chain import initial_hash, next_hash
-from worker.ledger.posting import Grant, Organisation, Terms, post
+from worker.ledger.posting import Organisation, Terms, post
 
 SQL = load_queries(__file__)
 

@@ -1,0 +1,57 @@
+"""What is a grant, what is it good for, and in which order are grants drawn?"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum, auto
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+ALWAYS = datetime.min.replace(tzinfo=UTC)
+GRANT_CONTENT = ("credits", "source", "priority", "effective_at", "expires_at")
+"""The fields in which two grant events of one ref must agree."""
+
+
+class State(Enum):
+    """What a grant is good for."""
+
+    PENDING = auto()  # its start has not come: it has no movement yet and cannot be drawn
+    ACTIVE = auto()  # it is allotted and can be drawn
+    CLOSED = auto()  # it is used up, expired or revoked, and stays so
+
+
+PENDING, ACTIVE, CLOSED = State  # on Python 3.11 `State.PENDING` takes 70 ns, and settling checks every open grant
+
+
+@dataclass(slots=True)
+class Grant:
+    """Credits that a plan or a promotion gave.
+
+    `allot_position` is the position of the allot movement, None until the grant has one. `open` is false once the grant
+    is closed; `remaining` is zero before the allot and after the close.
+    """
+
+    grant_no: int
+    grant_ref: str
+    credits: int
+    source: str
+    priority: int
+    effective_at: datetime | None
+    expires_at: datetime | None
+    remaining: int = 0
+    drawn: int = 0
+    expired: int = 0
+    revoked: int = 0
+    allot_position: int | None = None
+    open: bool = True
+    revoke_reason: str | None = None
+
+    @property
+    def state(self) -> State:
+        """Return what the grant is good for."""
+        if not self.open:
+            return CLOSED
+        return PENDING if self.allot_position is None else ACTIVE
+
+
+def draw_order(grant: Grant) -> tuple[int, datetime, datetime, int]:
+    """Our own order: lower priority, then sooner end (none is last), earlier start (none is first), earlier allot."""
+    return grant.priority, grant.expires_at or NEVER, grant.effective_at or ALWAYS, grant.allot_position or 0
