@@ -2,23 +2,32 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import AskError, ClusterCrossSlotError, ClusterDownError
 
-from feeds.identifiers import USAGE_KINDS_DEFAULT
+from feeds.addresses.broker import RabbitAddress, parse_broker
+from feeds.addresses.redis import RedisAddress, cluster_refused, parse_redis
+from feeds.identifiers import USAGE_KINDS_DEFAULT, split_usage_kinds
 from feeds.state import read_addresses
-from worker.broker.app import make_app, wake
+from worker.broker.waker import RabbitWaker, RedisWaker
 from worker.events import Event, check_event
 from worker.intake import streams
 
 log = logging.getLogger(__name__)
 
 EVENTS_AT_ONCE = 1000
+EVENT_SHARDS_MAX = 1024
+SETTINGS = {"redis_url", "celery_broker_url", "event_shards", "usage_kinds"}
+"""What is read from the environment, in lower case."""
+OF_A_CLUSTER = (AskError, ClusterCrossSlotError, ClusterDownError)
+"""What a node of a Redis Cluster replies, MOVED among them, if keys belong to another node or to several."""
+WAKE_PAUSE_S = 10.0
+"""For how long no wake is tried after one has failed: each may take seconds, and the sweep wakes a drain too."""
 
 
 class Producer:
@@ -26,13 +35,27 @@ class Producer:
 
     An event is accepted when the method has returned. Each method raises EventInvalid for a bad event, before
     anything is sent, and redis.RedisError if the streams refuse the events or cannot be reached. Then send the same
-    events again: that is harmless, because every usage and grant has its ref.
+    events again: that is harmless, because every usage and grant has its ref. If the events are added and only the
+    wake of a worker fails, the method logs a warning and returns.
+
+    It fails in time. To connect may take 2 s, and each reply 2 s: so if Redis is away, a method raises within 4 s. (The
+    options `socket_connect_timeout` and `socket_timeout` of `redis_url` change that; a host name adds the time of its
+    resolver, and 2 s for each further address.) If only the broker is away, one call in 10 s takes up to 8 s longer.
+
+    It is a guest in its process. It uses no Celery app and changes nothing outside itself. It connects when it first
+    sends, and again after a fork. It can be used under gevent and eventlet, if they patch before it is imported.
 
     Args:
-        redis_url: The streams' Redis. Default: REDIS_URL, else that of a running `up`. broker_url: Celery's broker.
-        Default: CELERY_BROKER_URL, else that of a running `up`, else `redis_url`. event_shards: The ledger's number
-        of shards. Default: EVENT_SHARDS, else that of a running `up`, else 8. usage_kinds: The ledger's usage kinds.
-        Default: USAGE_KINDS, else those of a running `up`, else the two built in.
+        redis_url: The streams' Redis. Default: REDIS_URL, else that of a running `up`.
+        broker_url: Celery's broker. Default: `redis_url` if that is passed; else CELERY_BROKER_URL, else that of a
+            running `up`, else the streams' Redis.
+        event_shards: The ledger's number of shards. Default: EVENT_SHARDS, else that of a running `up`, else 8.
+        usage_kinds: The ledger's usage kinds. Default: USAGE_KINDS, else those of a running `up`, else the two built
+            in.
+
+    Raises:
+        ValueError: An address or a number cannot be used, or there is no address. The first method that sends raises
+            it too, if the streams' Redis is a node of a Redis Cluster.
     """
 
     def __init__(
@@ -42,16 +65,19 @@ class Producer:
         event_shards: int | None = None,
         usage_kinds: Sequence[str] | None = None,
     ) -> None:
-        found = {**read_addresses(), **{name.lower(): value for name, value in os.environ.items() if value}}
-        redis_url = redis_url or found.get("redis_url")
-        if not redis_url:
-            raise ValueError(
-                "REDIS_URL is not set and no `usage-feeds up` is running: pass redis_url, or set REDIS_URL"
-            )
-        self.event_shards = event_shards or int(found.get("event_shards", 8))
-        self.usage_kinds = tuple(usage_kinds or found.get("usage_kinds", ",".join(USAGE_KINDS_DEFAULT)).split(","))
-        self._streams = streams.connect(redis_url)
-        self._app = make_app(broker_url or found.get("celery_broker_url") or redis_url)
+        found = read_environment()
+        redis, self._variable = find_redis(redis_url, found)
+        self.event_shards = read_shards(found.get("event_shards", 8) if event_shards is None else event_shards)
+        self.usage_kinds = read_kinds(found.get("usage_kinds") if usage_kinds is None else usage_kinds)
+        is_passed = self._variable == "redis_url"
+        broker = find_broker(broker_url, None if is_passed else found.get("celery_broker_url")) or redis
+        self._streams = streams.connect(redis)
+        self._waker: RedisWaker | RabbitWaker
+        if isinstance(broker, RabbitAddress):
+            self._waker = RabbitWaker(broker)
+        else:
+            self._waker = RedisWaker(self._streams if broker == redis else streams.connect(broker))
+        self._no_wake_before = 0.0
 
     def usage(
         self,
@@ -102,18 +128,26 @@ class Producer:
             )
             for event in events
         ]
-        if streams.add(self._streams, placed):
-            try:
-                wake(self._app)
-            except (OperationalError, RedisError):
-                log.warning(
-                    "The events are added, but no worker could be woken: the broker is away. The next sweep wakes one."
-                )
+        try:
+            is_wake_due = streams.add(self._streams, placed)
+        except OF_A_CLUSTER:
+            raise cluster_refused(self._variable) from None
+        if is_wake_due and monotonic() >= self._no_wake_before:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake a drain. It never raises: the events are added, and the caller must not add them again."""
+        try:
+            self._waker.wake()
+        except Exception as error:  # noqa: BLE001 -- the reason is above
+            self._no_wake_before = monotonic() + WAKE_PAUSE_S
+            reason = type(error).__name__
+            log.warning("The events are added, but no worker could be woken; the next sweep wakes one: %s", reason)
 
     def close(self) -> None:
         """Close the connections."""
         self._streams.close()
-        self._app.close()
+        self._waker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -122,3 +156,49 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_environment() -> Mapping[str, str]:
+    """Return our settings from a running `up` and the environment: names in lower case. Blank values are absent."""
+    found = {**read_addresses(), **{name.lower(): value.strip() for name, value in os.environ.items() if value.strip()}}
+    return {name: value for name, value in found.items() if name in SETTINGS}
+
+
+def find_redis(given: str | None, found: Mapping[str, str]) -> tuple[RedisAddress, str]:
+    """Return the streams' address, and what it comes from. Raises ValueError."""
+    if given and given.strip():
+        return parse_redis(given, "redis_url"), "redis_url"
+    if "redis_url" not in found:
+        raise ValueError("REDIS_URL is not set and no `usage-feeds up` is running: pass redis_url, or set REDIS_URL")
+    return parse_redis(found["redis_url"]), "REDIS_URL"
+
+
+def find_broker(given: str | None, found: str | None) -> RedisAddress | RabbitAddress | None:
+    """Return the broker's address: the one that was passed, else that of the environment, else None.
+
+    Raises ValueError.
+    """
+    if given and given.strip():
+        return parse_broker(given, "broker_url")
+    return parse_broker(found) if found else None
+
+
+def read_shards(given: int | str) -> int:
+    """Return the number of shards. Raises ValueError."""
+    try:
+        shards = int(given)
+    except (TypeError, ValueError):
+        shards = 0
+    if not 1 <= shards <= EVENT_SHARDS_MAX:
+        raise ValueError(f"EVENT_SHARDS must be a whole number from 1 to {EVENT_SHARDS_MAX}: set that of the ledger")
+    return shards
+
+
+def read_kinds(given: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the usage kinds of a list, or of a text with commas. Raises ValueError if there is none."""
+    if given is None:
+        return USAGE_KINDS_DEFAULT
+    kinds = split_usage_kinds(given if isinstance(given, str) else ",".join(given))
+    if not kinds:
+        raise ValueError("USAGE_KINDS names no usage kind: set those of the ledger")
+    return kinds

@@ -5,7 +5,6 @@
 
 import gc
 import logging
-import sys
 from functools import partial
 from time import monotonic, sleep
 from typing import Any
@@ -16,18 +15,19 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from feeds.schema import LedgerEmpty, UnusableSetup
+from feeds.schema import LedgerEmpty
 from worker.broker import transport
 from worker.broker.app import DRAINS, HELPER_UNTIL, make_app, wake
 from worker.broker.pool import refuse_other_pools
 from worker.broker.schedule import Steady
+from worker.broker.start import check_or_exit, settings_or_exit
 from worker.intake.batch import Intake
 from worker.intake.drain import drain as run_drain
 from worker.intake.streams import add_once, place
 from worker.intake.sweep import now_s
 from worker.intake.sweep import sweep as run_sweep
+from worker.ledger.faults import PostingFails
 from worker.process import database, ledger, publish, streams
-from worker.settings import worker_settings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ POST_TRIES = 12
 """A try may take 2 s to fail, so all tries together stay well below the task's time limit."""
 
 transport.install()
-app = make_app(worker_settings().celery_broker_url)
+app = make_app(settings_or_exit().celery_broker_url)
 app.conf.beat_schedule = {
     "sweep": {
         "task": "events.sweep",
@@ -49,7 +49,7 @@ app.conf.beat_schedule = {
 app.conf.beat_max_loop_interval = SWEEP_EVERY_S
 NO_RETRY: dict[str, Any] = {"retry_on_worker_lost": False, "reject_on_worker_lost": False}
 """For drains and sweeps: if one fails, the next second's does its work."""
-AWAY = (psycopg.Error, RedisError, OperationalError, LedgerEmpty)
+AWAY = (psycopg.Error, RedisError, OperationalError, LedgerEmpty, PostingFails)
 
 
 @app.task(name="events.drain", bind=True, ignore_result=True, **NO_RETRY)
@@ -123,12 +123,8 @@ def first_line(error: Exception) -> str:
 
 
 def refuse_to_start(**_: Any) -> None:
-    """End the process, with one line, unless the ledger agrees with the environment."""
-    try:
-        ledger()
-    except UnusableSetup as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
+    """End the process, with one line, unless the ledger and the servers fit the environment."""
+    check_or_exit()
 
 
 def empty_drains(**_: Any) -> None:

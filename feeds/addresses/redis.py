@@ -52,6 +52,7 @@ class RedisAddress:
     def pool(self, **options: Any) -> redis.ConnectionPool:
         """Return redis-py's pool. `options` are its other options."""
         user: dict[str, Any] = {"db": self.db, "username": self.username, "password": self.password}
+        user["driver_info"] = None  # else each connection sends CLIENT SETINFO twice, which an ACL may refuse
         if self.path:
             return redis.ConnectionPool(redis.UnixDomainSocketConnection, path=self.path, **user, **options)
         kind = redis.Connection if self.tls is None else redis.SSLConnection

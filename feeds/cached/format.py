@@ -73,8 +73,13 @@ class Miss(NamedTuple):
 
 
 def read_server(info: bytes) -> Server | None:
-    """Return which server sent this INFO reply (sections server and replication); None unless it is a master."""
+    """Return which server sent this INFO reply (sections server and replication); None unless it is a master.
+
+    Raises FeedsAway for a node of a Redis Cluster: it replies MOVED about keys that are another node's.
+    """
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    if "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}:  # the second is Valkey's name
+        raise FeedsAway("a node of a Redis Cluster, which is not supported")
     if facts.get("role") != "master":
         return None
     return Server(facts["run_id"], facts["master_replid"])

@@ -107,6 +107,7 @@ def append(
     stamp = make_stamp(epoch, feeds_redis.server())
     keys = {org_id: hash_key(stamp, org_id) for org_id in posted}
     exist = feeds_redis.send([("EXISTS", key) for key in keys.values()])
+    require_no_error(exist)
     cached = [org_id for org_id, exists in zip(keys, exist, strict=True) if exists]
     if not cached:
         return Published()
@@ -153,10 +154,15 @@ def drop(feeds_redis: WorkerConnection, epoch: UUID, org_ids: Collection[str]) -
     replies = feeds_redis.send(
         [("UNLINK", key, *list_keys(key, of_hash)) for key, of_hash in zip(keys, fields, strict=True)]
     )
+    require_no_error(replies)
+    return sum(bool(reply) for reply in replies)
+
+
+def require_no_error(replies: Sequence[object]) -> None:
+    """Raise `FeedsAway` if a reply is an error: it says nothing about the key."""
     for reply in replies:
         if isinstance(reply, redis.RedisError):
             raise FeedsAway(str(reply))
-    return sum(bool(reply) for reply in replies)
 
 
 def list_keys(key: bytes, fields: object) -> list[bytes]:

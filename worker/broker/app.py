@@ -1,26 +1,55 @@
 """How are Celery's queues and messages configured?
 
-Needs only the core dependencies, because producers send wakes with it. Every setting has its reason, found by trying
-Celery 5.7 on Redis and RabbitMQ.
+Every setting has its reason, found by trying Celery 5.7 on Redis and RabbitMQ.
 """
 
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
+
+from feeds.addresses.broker import RabbitAddress, parse_broker
+from feeds.addresses.redis import RedisAddress
+from worker.broker import waker
 
 EVENTS = "events"
-DRAINS = "drains"
+DRAINS = waker.DRAINS
 HELPER_UNTIL = "helper_until"
 """A header of a message that wakes a helping drain: from when on it is of no use, in seconds of Redis's clock."""
 
 
+class App(Celery):
+    """A Celery app that leaves the process that it is made in alone, and connects to the broker that it was given.
+
+    Celery itself prefers CELERY_BROKER_URL, as it stands in the environment, to the app's configuration.
+    """
+
+    def connection(self, hostname: str | None = None, *args: Any, **options: Any) -> Connection:
+        """Return a connection to the broker that was given."""
+        return super().connection(hostname or self.conf["broker_url"], *args, **options)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
+        """Return a connection to the broker that was given."""
+        return super().connection_for_read(url or self.conf["broker_url"], **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Connection:
+        """Return a connection to the broker that was given."""
+        return super().connection_for_write(url or self.conf["broker_url"], **options)
+
+
 def make_app(broker_url: str) -> Celery:
-    """Return a Celery app for a Redis or RabbitMQ broker; it connects on first use."""
-    app = Celery("usage-feeds")
-    rabbit = broker_url.startswith(("amqp", "pyamqp"))
+    """Return a Celery app for a Redis or RabbitMQ broker; it connects on first use. Raises BadAddress.
+
+    It never becomes the current app of the process, whose `shared_task`s stay with the app that they had. It has no
+    fix-ups: Celery's one for Django changes `sys.path` if DJANGO_SETTINGS_MODULE is set.
+    """
+    app = App("usage-feeds", loader="app", fixups=[], set_as_current=False)
+    broker = parse_broker(broker_url) if broker_url else RedisAddress()
+    rabbit = isinstance(broker, RabbitAddress)
     app.conf.update(
-        broker_url=broker_url.replace("unix://", "redis+socket://", 1),
+        broker_url=celery_url(broker),
+        broker_use_ssl=broker.tls,
         # Drains and sweeps have their own queue, so that a backlog of `events.post` does not delay them.
         task_queues=[declare(EVENTS, quorum=rabbit), declare(DRAINS, quorum=rabbit)],
         task_default_queue=EVENTS,
@@ -68,6 +97,18 @@ REDIS_TRANSPORT: dict[str, Any] = {
     # No priorities: fewer round trips, and producers in other languages find the plain key.
     "priority_steps": [0],
 }
+
+
+def celery_url(broker: RedisAddress | RabbitAddress) -> str:
+    """Return the broker's URL as Celery reads it. Its options are left out, because Celery reads them differently."""
+    if isinstance(broker, RabbitAddress):
+        return ";".join(broker.urls)
+    username, password = quote(broker.username or "", safe=""), quote(broker.password or "", safe="")
+    user = f"{username}:{password}@" if username or password else ""
+    if broker.path:
+        return f"redis+socket://{user}{quote(broker.path)}?virtual_host={broker.db}"
+    host = f"[{broker.host}]" if ":" in broker.host else quote(broker.host)
+    return f"{'redis' if broker.tls is None else 'rediss'}://{user}{host}:{broker.port}/{broker.db}"
 
 
 def declare(name: str, *, quorum: bool) -> Queue:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typeid import TypeID
 
+from feeds.addresses.redis import parse_redis, refuse_cluster
 from worker.commands import CannotRun
 from worker.commands.output import format_refusal, json_option, print_json
 from worker.commands.servers import require_redis
@@ -128,7 +129,7 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
 def open_producer() -> Iterator[Producer]:
     """Give a producer for the settings of this process."""
     settings = worker_settings()
-    require_redis(settings.redis_url)
+    refuse_cluster(parse_redis(require_redis(settings.redis_url)), "REDIS_URL")
     with Producer(
         settings.redis_url,
         broker_url=settings.celery_broker_url,

@@ -14,13 +14,15 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from feeds.addresses.redis import parse_redis, refuse_cluster
 from feeds.endpoint.asgi import App, build_app
 from feeds.schema import check_ledger
 from feeds.settings import reader_settings
 from worker.commands import CannotRun
-from worker.commands.servers import open_database
+from worker.commands.servers import open_database, require_redis
 from worker.commands.stopping import stop_at_signal
 from worker.metrics import scrape
+from worker.settings import worker_settings
 
 BACKLOG = 1024
 AT_ONCE = 512
@@ -42,8 +44,11 @@ def serve(*, host: str, port: int) -> None:
     settings = reader_settings()
     is_own = settings.reader_database_url != settings.database_url
     variable = "READER_DATABASE_URL" if is_own else "DATABASE_URL"
+    feeds_redis = parse_redis(require_redis(settings.feeds_redis_url, "FEEDS_REDIS_URL"), "FEEDS_REDIS_URL")
+    worker_settings()  # `scrape` reads them
     with open_database(settings.reader_database_url, variable) as connection:
         check_ledger(connection, settings)
+    refuse_cluster(feeds_redis, "FEEDS_REDIS_URL")
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:

@@ -8,12 +8,13 @@ from signal import SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from urllib.request import urlopen
 
 import psycopg
-import redis
 from psycopg import sql
 
+from feeds.addresses.redis import parse_redis, refuse_cluster
 from feeds.database import READING, begin, connect
 from feeds.schema import UnusableSetup, read_ledger
 from feeds.settings import reader_settings
+from worker.intake import streams
 from worker.local import postgres, valkey
 from worker.local.supervisor import Supervisor
 from worker.migrations.runner import migrate
@@ -44,9 +45,10 @@ def require_port(port: int) -> None:
 def start_servers(supervisor: Supervisor, state: Path) -> None:
     """Start Postgres and Valkey and put their addresses into the environment.
 
-    A server whose address is already in the environment is not started.
+    A server whose address is already in the environment is not started. Raises ValidationError if it cannot be read.
     """
-    if not os.environ.get("DATABASE_URL"):
+    worker_settings()
+    if not os.environ.get("DATABASE_URL", "").strip():
         supervisor.report("starting Postgres")
         with supervisor.output_pipe("postgres") as output:
             server = postgres.start_postgres(state / "postgres", output, idle=supervisor.forward_output)
@@ -54,7 +56,7 @@ def start_servers(supervisor: Supervisor, state: Path) -> None:
             "postgres", server.process, postgres.SIGNALS, clean_up=lambda: postgres.remove_socket_folder(server.home)
         )
         os.environ["DATABASE_URL"] = create_database(server.url)
-    if not os.environ.get("REDIS_URL"):
+    if not os.environ.get("REDIS_URL", "").strip():
         supervisor.report("starting Valkey")
         with supervisor.output_pipe("valkey") as output:
             process, url = valkey.start_valkey(state / "valkey", output, idle=supervisor.forward_output)
@@ -80,8 +82,10 @@ def prepare_ledger() -> None:
     So a second `up` needs no settings that the first one recorded in the ledger.
     """
     settings = worker_settings()
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as streams:
-        streams.ping()
+    for variable, url in (("REDIS_URL", settings.redis_url), ("FEEDS_REDIS_URL", settings.feeds_redis_url)):
+        refuse_cluster(parse_redis(url), variable)
+    with streams.connect(settings.redis_url) as client:
+        client.ping()
     with connect(settings.database_url, timeout_s=5) as connection:
         migrate(connection, settings)
         with begin(connection, READING), connection.cursor() as cursor:
