@@ -157,7 +157,7 @@ def read_db(text: str, variable: str) -> int:
 def describe(error: Exception) -> str:
     """Return what the operating system or OpenSSL reported, without anything from the address."""
     if isinstance(error, ssl.SSLError):
-        return error.reason or "OpenSSL refuses them"
+        return str(getattr(error, "reason", None) or "OpenSSL refuses them")
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
