@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 from urllib.parse import urlsplit
 
 import psycopg
@@ -14,8 +16,11 @@ import pytest
 
 from feeds.keys import create_key
 from tests.seed import MIXED, seed
+from worker.intake.streams import add, connect, shard_of
 
 CLIENTS = 32
+REST = '"usage_kind":"ai_usage","credits":1}'
+"""The end of a usage's JSON."""
 
 
 class KeepAliveClient(threading.Thread):
@@ -147,3 +152,34 @@ def test_a_path_has_one_spelling_and_two_hosts_are_refused(processes, secret):
             assert answer_of("HEAD", other, "Host: a") == (404, b""), other
     assert answer_of("GET", "/credits//usage", "Host: a")[0] == 404
     assert answer_of("GET", "http://a/credits/usage", "Host: a")[0] == 200
+
+
+def test_sigterm_for_a_worker_and_its_pool_processes_as_systemd_sends_it_loses_no_event(
+    processes, environment, wait_until
+):
+    worker, schedule = processes.worker(), processes.schedule()
+    client, numbers, is_over = connect(environment["REDIS_URL"]), count(), threading.Event()
+
+    def send():
+        while not is_over.wait(0.02):
+            usages = [f'{{"type":"usage","org_id":"org_a","usage_ref":"u{next(numbers)}",{REST}' for _ in range(50)]
+            add(client, [(shard_of("org_a", 8), usage.encode()) for usage in usages])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
+
+        def posted():
+            return connection.execute("SELECT count(*) FROM movements").fetchone()[0]
+
+        wait_until(lambda: posted() > 500)
+        for process in (schedule, worker):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in (schedule, worker):
+            process.wait(20)
+        is_over.set()
+        sender.join()
+        assert processes.worker().poll() is None
+        processes.schedule()
+        sent = next(numbers)
+        wait_until(lambda: posted() == sent, within_s=20)
