@@ -15,7 +15,14 @@ from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("feeds", "worker")
-PURE = {"feeds.identifiers", "feeds.movement", "feeds.page", "worker.events", "worker.ledger.grants", "worker.ledger.posting"}
+PURE = {
+    "feeds.identifiers",
+    "feeds.movement",
+    "feeds.page",
+    "worker.events",
+    "worker.ledger.grants",
+    "worker.ledger.posting",
+}
 PURE_LIBRARIES = {"pydantic", "typeid", "uuid_utils"}
 STANDARD_LIBRARY_OF_VALUES = {
     "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "itertools",
@@ -28,7 +35,7 @@ CORE = {"celery", "redis", "pydantic"}
 LAYERS = (
     {"worker.__main__"},
     {"worker.commands"},
-    {"worker.local"},
+    {"worker.local", "worker.doctor"},
     {"worker.tasks", "worker.producer"},
     {"worker.broker"},
     {"worker.process"},

@@ -8,6 +8,15 @@ from feeds.addresses.text import ESCAPED, refuse, require_readable
 EXAMPLE = "set one like postgresql://user@host:5432/database"
 
 
+def place_of(url: str) -> str:
+    """Return host, port and database of an address, without user and password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "an invalid address"
+    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+
+
 def parse_postgres(text: str, variable: str = "DATABASE_URL") -> str:
     """Return an address that libpq reads as it is meant. The driver in `postgresql+psycopg://` is left out.
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "rebuild": ("worker.commands.rebuild", "Discard every cached feed and start a new epoch."),
     "drain": ("worker.commands.drain", "Post what waits in the streams, without Celery."),
     "health": ("worker.commands.health", "Report how old the last batch and the last sweep are."),
+    "doctor": ("worker.commands.doctor", "Look at the whole set-up, and say what to mend."),
     "dead": ("worker.commands.dead", "List, print, replay and discard events that could not be posted."),
 }
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from redis import Redis
 
+from feeds.addresses.postgres import place_of
 from feeds.addresses.redis import parse_redis, refuse_cluster
 from feeds.addresses.text import BadAddress
 from feeds.database import connect as connect_database
@@ -84,16 +84,7 @@ def explain_postgres(error: Exception, url: str, variable: str = "DATABASE_URL")
         url: The address that was tried.
         variable: The setting that the address comes from.
     """
-    return f"Postgres at {place_of_postgres(url)}: {reason(error)}: start `usage-feeds up`, or set {variable}."
-
-
-def place_of_postgres(url: str) -> str:
-    """Return host, port and database of an address, without its password."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return "an invalid address"
-    return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+    return f"Postgres at {place_of(url)}: {reason(error)}: start `usage-feeds up`, or set {variable}."
 
 
 def place_of_redis(url: str) -> str:
