@@ -133,13 +133,13 @@ def require_scheme(scheme: str, variable: str) -> str:
 
 def split(text: str, variable: str) -> tuple[SplitResult, int | None]:
     """Return a URL's parts, and its port. Raises BadAddress if a character in it should have been escaped."""
+    if "#" in text:
+        refuse(variable, f"it holds a #: {ESCAPED}")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:  # its message may repeat a part of the password
         refuse(variable, f"host or port cannot be read: {ESCAPED}")
-    if "#" in text:
-        refuse(variable, f"it holds a #: {ESCAPED}")
     if "@" in parts.path + parts.query:
         refuse(variable, f"there is an @ behind the first / or ?: {ESCAPED}")
     if "," in (parts.hostname or ""):

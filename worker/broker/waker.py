@@ -61,7 +61,7 @@ def make_message() -> str:
             "properties": {
                 "correlation_id": task_id,
                 "delivery_mode": 2,
-                "delivery_info": {"exchange": DRAINS, "routing_key": DRAINS},
+                "delivery_info": {"exchange": "", "routing_key": DRAINS},
                 "priority": 0,
                 "body_encoding": "base64",
                 "delivery_tag": str(uuid4()),
