@@ -33,9 +33,9 @@ def explain_redis(error: Exception) -> str:
     return f"Redis at {place}: {reason(error)}: start `usage-feeds up`, or set REDIS_URL."
 
 
-def explain_missing_right(error: Exception) -> str:
+def explain_missing_right(error: psycopg.Error) -> str:
     """Return what Postgres did not permit, and what to do."""
-    return f"Postgres: {reason(error)}: set DATABASE_URL to a role that has this right."
+    return f"Postgres: {error.diag.message_primary or reason(error)}: set DATABASE_URL to a role that has this right."
 
 
 EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], str]], ...] = (

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from worker.ledger.faults import describe
+from worker.ledger.faults import PostingFails, describe
 
 FAILURES = "events:failures"
 
@@ -28,9 +28,10 @@ class Failure(NamedTuple):
 
 def note_failures(streams: Redis, shards: Iterable[int], error: Exception) -> None:
     """Store why the shards of a batch could not be posted. Does nothing if Redis is full or away."""
+    problem = error.problem if isinstance(error, PostingFails) else describe(error)
     with suppress(RedisError):
         time: Any = streams.time()
-        note = json.dumps({"at_s": time[0] + time[1] / 1e6, "error": describe(error)})
+        note = json.dumps({"at_s": time[0] + time[1] / 1e6, "error": problem})
         if notes := {str(shard): note for shard in shards}:
             fields: dict[Any, Any] = notes
             streams.hset(FAILURES, mapping=fields)

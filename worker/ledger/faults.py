@@ -48,6 +48,7 @@ SURROUNDING_CLASSES = MappingProxyType(
         "0L": "invalid grantor: rights",
         "0P": "invalid role specification: rights",
         "0Z": "diagnostics exception: a function of the host",
+        "10": "XQuery error: not used",
         "24": "invalid cursor state: a pooler",
         "25": "invalid transaction state: a read-only server, or a transaction that lasted too long",
         "26": "invalid statement name: a pooler",
@@ -83,8 +84,9 @@ class PostingFails(UnusableSetup):
     """Sound events fail too, so no event is at fault: nothing is buried or lost. Mend what the message names."""
 
     def __init__(self, error: Exception) -> None:
+        self.problem = f"sound events fail too: {describe(error)}"
         super().__init__(
-            f"No event can be posted, and none is lost: {describe(error)}:"
+            f"Nothing can be posted, and nothing is lost: {self.problem}:"
             " mend the database, its settings or this program."
         )
 
