@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from feeds.addresses.broker import parse_broker
-from feeds.addresses.redis import RedisAddress, parse_redis, refuse_cluster
+from feeds.addresses.redis import RedisAddress, refuse_cluster
 from feeds.addresses.text import BadAddress
 from feeds.schema import UnusableSetup
 from feeds.settings import explain_settings
@@ -31,17 +31,18 @@ def check_or_exit() -> None:
 def check_setup() -> None:
     """Raise UnusableSetup if the ledger differs from the settings, or BadAddress if a server is one of a cluster."""
     ledger()
+    refuse_clusters()
+
+
+def refuse_clusters() -> None:
+    """Raise BadAddress if a Redis of our settings is a node of a Redis Cluster. Each is asked once."""
     settings = worker_settings()
-    addresses = {
-        "REDIS_URL": parse_redis(settings.redis_url),
-        "FEEDS_REDIS_URL": parse_redis(settings.feeds_redis_url),
-        "CELERY_BROKER_URL": parse_broker(settings.celery_broker_url),
-    }
-    checked: list[RedisAddress] = []
-    for variable, address in addresses.items():
-        if isinstance(address, RedisAddress) and address not in checked:
+    asked = []
+    for variable in ("REDIS_URL", "FEEDS_REDIS_URL", "CELERY_BROKER_URL"):
+        address = parse_broker(getattr(settings, variable.lower()), variable)
+        if isinstance(address, RedisAddress) and address not in asked:
             refuse_cluster(address, variable)
-            checked.append(address)
+            asked.append(address)
 
 
 def run_or_exit(function: Callable[[], T]) -> T:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typeid import TypeID
 
-from feeds.addresses.redis import parse_redis, refuse_cluster
+from worker.broker.start import refuse_clusters
 from worker.commands import CannotRun
 from worker.commands.output import format_refusal, json_option, print_json
 from worker.commands.servers import require_redis
@@ -129,7 +129,8 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
 def open_producer() -> Iterator[Producer]:
     """Give a producer for the settings of this process."""
     settings = worker_settings()
-    refuse_cluster(parse_redis(require_redis(settings.redis_url)), "REDIS_URL")
+    require_redis(settings.redis_url)
+    refuse_clusters()
     with Producer(
         settings.redis_url,
         broker_url=settings.celery_broker_url,

@@ -44,11 +44,12 @@ def serve(*, host: str, port: int) -> None:
     settings = reader_settings()
     is_own = settings.reader_database_url != settings.database_url
     variable = "READER_DATABASE_URL" if is_own else "DATABASE_URL"
-    feeds_redis = parse_redis(require_redis(settings.feeds_redis_url, "FEEDS_REDIS_URL"), "FEEDS_REDIS_URL")
+    redis_variable = "REDIS_URL" if settings.feeds_redis_url == settings.redis_url else "FEEDS_REDIS_URL"
+    feeds_redis = parse_redis(require_redis(settings.feeds_redis_url, redis_variable), redis_variable)
     worker_settings()  # `scrape` reads them
     with open_database(settings.reader_database_url, variable) as connection:
         check_ledger(connection, settings)
-    refuse_cluster(feeds_redis, "FEEDS_REDIS_URL")
+    refuse_cluster(feeds_redis, redis_variable)
     address = require_free(host, port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:

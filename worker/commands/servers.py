@@ -9,10 +9,11 @@ from psycopg.rows import TupleRow
 from redis import Redis
 
 from feeds.addresses.postgres import place_of
-from feeds.addresses.redis import parse_redis, refuse_cluster
+from feeds.addresses.redis import parse_redis
 from feeds.addresses.text import BadAddress
 from feeds.database import connect as connect_database
 from feeds.schema import Ledger, UnusableSetup, check_ledger
+from worker.broker.start import refuse_clusters
 from worker.intake.streams import connect
 from worker.settings import worker_settings
 
@@ -64,7 +65,7 @@ def open_ledger() -> Iterator[tuple[psycopg.Connection[TupleRow], Ledger]]:
 def open_streams() -> Iterator[Redis]:
     """Give a client of the Redis that holds the streams. Raises BadAddress for a node of a Redis Cluster."""
     url = require_redis(worker_settings().redis_url)
-    refuse_cluster(parse_redis(url), "REDIS_URL")
+    refuse_clusters()
     with connect(url) as redis:
         yield redis
 

@@ -10,10 +10,10 @@ from urllib.request import urlopen
 import psycopg
 from psycopg import sql
 
-from feeds.addresses.redis import parse_redis, refuse_cluster
 from feeds.database import READING, begin, connect
 from feeds.schema import UnusableSetup, read_ledger
 from feeds.settings import reader_settings
+from worker.broker.start import refuse_clusters
 from worker.intake import streams
 from worker.local import postgres, valkey
 from worker.local.supervisor import Supervisor
@@ -82,8 +82,7 @@ def prepare_ledger() -> None:
     So a second `up` needs no settings that the first one recorded in the ledger.
     """
     settings = worker_settings()
-    for variable, url in (("REDIS_URL", settings.redis_url), ("FEEDS_REDIS_URL", settings.feeds_redis_url)):
-        refuse_cluster(parse_redis(url), variable)
+    refuse_clusters()
     with streams.connect(settings.redis_url) as client:
         client.ping()
     with connect(settings.database_url, timeout_s=5) as connection:
