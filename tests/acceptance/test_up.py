@@ -138,6 +138,10 @@ def test_up_restarts_a_dead_worker_and_ends_if_a_server_dies(up):
     up.start()
     worker = find_process(descendants(up.process.pid), "worker.tasks worker")
     assert up.run("health").returncode in {0, 1}
+    looked_at = up.run("doctor", "--json")
+    assert (looked_at.returncode, looked_at.stderr) == (0, "")
+    [workers] = [each for each in json.loads(looked_at.stdout)["findings"] if each["about"] == "Workers"]
+    assert (workers["level"], "(prefork, 2)" in workers["what"]) == ("ok", True)
     second = up.run("up", "--port", str(free_port()))
     assert second.returncode == 2
     assert f"Another `up` (process {up.process.pid}) runs from {up.state}" in second.stderr

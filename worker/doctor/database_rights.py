@@ -29,6 +29,7 @@ WORKER_NEEDS: tuple[Right, ...] = (
     *(("UPDATE", "organisations", column) for column in ("counts", "grants", "last_created_at", "last_hash")),
     *(("INSERT", table, None) for table in ("movements", "grants", "dead_letters", "api_keys", "members")),
     *(("UPDATE", "grants", column) for column in ("remaining", "drawn", "expired", "revoked", "open")),
+    *(("UPDATE", "grants", column) for column in ("allot_position", "revoke_reason")),
     ("DELETE", "dead_letters", None),
     ("UPDATE", "api_keys", "revoked_at"),
     ("UPDATE", "members", "role"),
