@@ -1,6 +1,7 @@
 """Entries are taken from the streams and posted: leases, leftovers, deletes, wakes, and entries that cannot be posted."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import psycopg
@@ -8,10 +9,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
+from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from worker.intake import batch, poison, read_entries
 from worker.intake.backlog import Backlog, read_backlogs
-from worker.intake.batch import Intake, Outcome, take_batch
+from worker.intake.batch import Intake, Outcome, measure_skew, take_batch
 from worker.intake.drain import drain, drain_all, leave
 from worker.intake.poison import key_of
 from worker.intake.streams import AWAKE, add, add_once, connect, place, shard_of, stream_of
@@ -469,3 +471,28 @@ def test_the_backlog_of_a_shard_has_its_length_its_ids_and_whether_its_key_is_br
     assert filled == Backlog(1, 2, first.decode(), last.decode())
     assert empty == Backlog(2)
     assert (filled.age_s(65), filled.age_s(1), empty.age_s(65)) == (60, 0, 0)
+
+
+def test_a_usage_is_as_old_as_its_entry_whatever_redis_clock_says(intake, streams, monkeypatch):
+    started = datetime.now(UTC) - timedelta(seconds=30)
+    send(streams, grant("g", effective_at=started.isoformat()))
+    drain_all(intake)
+    behind_s = streams.time()[0] - 600  # by a clock that is ten minutes behind
+    monkeypatch.setattr(batch, "measure_skew", lambda now, _: measure_skew(now, (behind_s, 0)))
+    streams.delete(STREAM)
+    streams.xadd(STREAM, {"event": json.dumps(usage("u"))}, id=f"{behind_s * 1000}-0")
+    age_offsets(intake, "2 seconds")
+    drain_all(intake)
+    assert kinds_of(intake) == ["allot", "consume"]
+
+
+def kinds_of(intake):
+    rows = intake.connection.execute("SELECT kind FROM movements ORDER BY org_no, position")
+    return [str(KIND_OF_LETTER[kind]) for (kind,) in rows]
+
+
+@pytest.mark.parametrize(("redis_s", "skew_s"), [(1000, 600), (1599.5, 0), (1600.9, 0), (2200, -600)])
+def test_the_clocks_of_redis_and_postgres_may_differ_by_a_second_before_times_are_corrected(redis_s, skew_s):
+    now = datetime.fromtimestamp(1600, UTC)
+    time = (int(redis_s), int(redis_s % 1 * 1e6))
+    assert measure_skew(now, time) == timedelta(seconds=skew_s)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ from worker.ledger.entries import Entry, Refusal
 from worker.ledger.write import Posted, post_entries
 
 SQL = load_queries(__file__)
+NO_SKEW = timedelta()
+SKEW_TOLERATED = timedelta(seconds=1)
+"""By how much the clocks of Redis and Postgres may differ before the times of entries are corrected."""
 ENOUGH = 500
 """How many entries make a batch worth its commit: shards are added until there are as many."""
 
@@ -66,11 +70,15 @@ class WaitingShard(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A shard that is ours until the transaction ends. `moved_recently`: its offset moved within the last second."""
+    """A shard that is ours until the transaction ends. `moved_recently`: its offset moved within the last second.
+
+    `now` is the time of Postgres's clock.
+    """
 
     shard: int
     last_entry_id: str
     moved_recently: bool
+    now: datetime
 
 
 class ShardBatch(NamedTuple):
@@ -190,7 +198,7 @@ def group_shards(waiting: Sequence[WaitingShard]) -> list[list[int]]:
 def lock_offsets(intake: Intake, shards: list[int]) -> list[Lease]:
     """Lock the offsets of those shards that no other drain holds."""
     rows = intake.connection.execute(SQL["lock_offsets"], {"shards": shards})
-    return [Lease(shard, last_entry_id, moved_recently) for shard, last_entry_id, moved_recently in rows]
+    return [Lease(shard, last_entry_id, moved_recently, now) for shard, last_entry_id, moved_recently, now in rows]
 
 
 def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingShard]) -> list[ShardBatch]:
@@ -204,12 +212,14 @@ def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingS
             poison.queue_note(pipeline, shard, waiting[shard].suspicion.start(size))
             queue_read(pipeline, shard, size)
         pipeline.set(AWAKE, intake.name, px=AWAKE_MS)
+        pipeline.time()
         # A full Redis refuses the notes and the awake key, and must still be drained.
         replies = pipeline.execute(raise_on_error=False)
         batch, left = [], []
-        for lease, reply in zip(leases, replies[1::2], strict=False):
+        clock_ahead = measure_skew(leases[0].now, replies[-1])
+        for lease, reply in zip(leases, replies[1:-2:2], strict=True):
             suspicion = waiting[lease.shard].suspicion
-            entries = parse_entries(lease.shard, reply)
+            entries = parse_entries(lease.shard, reply, clock_ahead)
             if entries:
                 intake.seen[lease.shard] = entries[-1].entry_id
             is_repeat = bool(entries) and order_of(entries[0].entry_id) <= order_of(lease.last_entry_id)
@@ -222,6 +232,17 @@ def read(intake: Intake, leases: Sequence[Lease], waiting: Mapping[int, WaitingS
                 poison.queue_note(pipeline, shard, suspicion)
             pipeline.execute(raise_on_error=False)
     return batch
+
+
+def measure_skew(postgres_now: datetime, redis_time: Any) -> timedelta:
+    """Return by how much Postgres's clock is ahead of Redis's, zero if they agree within `SKEW_TOLERATED`.
+
+    The two are read one after the other, so a small difference means nothing.
+    """
+    if not isinstance(redis_time, tuple):
+        return NO_SKEW
+    skew = postgres_now - datetime.fromtimestamp(redis_time[0] + redis_time[1] / 1e6, UTC)
+    return skew if abs(skew) > SKEW_TOLERATED else NO_SKEW
 
 
 def post(intake: Intake, batch: Sequence[ShardBatch]) -> Posted:

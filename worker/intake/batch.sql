@@ -1,9 +1,10 @@
 -- name: lock_offsets
--- The offsets of those shards that no other drain holds, and whether they moved within the last second.
+-- The offsets of those shards that no other drain holds, whether they moved within the last second, and the time.
 SELECT
     shard,
     last_entry_id,
-    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS moved_recently
+    moved_at > clock_timestamp() - interval '1 second' AND moved_at <= clock_timestamp() AS moved_recently,
+    clock_timestamp() AS now
 FROM stream_offsets
 WHERE shard = ANY(%(shards)s)
 FOR UPDATE SKIP LOCKED;

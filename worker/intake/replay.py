@@ -64,8 +64,9 @@ def replay(
 
 
 def entry_of(letter: DeadLetter) -> Entry:
-    """Return the entry that a dead letter was."""
-    return Entry(letter.stream, letter.entry_id, letter.raw)
+    """Return the entry that a dead letter was, added at the same time by Postgres's clock."""
+    entry = Entry(letter.stream, letter.entry_id, letter.raw)
+    return entry._replace(clock_ahead=letter.added_at - entry.added_at)
 
 
 def refuse_cut(letters: Sequence[DeadLetter]) -> dict[int, EventRefused]:
