@@ -129,9 +129,10 @@ def login(owner, database_url):
 
     def connect(role):
         user = f"{role}_doctor_{os.getpid()}"
-        create = sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(*map(sql.Identifier, (user, role)))
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x' IN ROLE {}").format(*map(sql.Identifier, (user, role)))
         owner.execute(create)
-        opened.append((user, psycopg.connect(make_conninfo(database_url, user=user), autocommit=True)))
+        address = make_conninfo(database_url, user=user, password="x")
+        opened.append((user, psycopg.connect(address, autocommit=True)))
         return opened[-1][1]
 
     yield connect
@@ -162,6 +163,19 @@ def test_a_role_that_lacks_a_right_or_a_policy_is_to_mend(owner, login):
     assert finding.what.endswith("may not INSERT ON movements.")
 
     assert judge_reader(read_role(owner, READER_NEEDS))[0].level is Level.NOTE
+
+
+def test_a_role_that_may_not_even_ask_is_to_mend(owner, login, environment, monkeypatch):
+    owner.execute("CREATE ROLE nothing_doctor")
+    stranger = login("nothing_doctor")
+    monkeypatch.setenv("DATABASE_URL", make_conninfo(stranger.info.dsn, password="x"))
+    clear_settings()
+    try:
+        document = run_json("doctor", code=1)
+    finally:
+        owner.execute("DROP ROLE nothing_doctor")
+
+    assert found(document, "mend") == {*UNSAFE, "refused"}
 
 
 def test_without_a_pooler_none_is_found(database_url):
@@ -203,6 +217,22 @@ def test_the_users_of_the_acl_file_may_run_what_they_need_and_nothing_is_run(use
     admin.execute_command("ACL", "SETUSER", "worker", "+xdel", "-multi")
     assert read_refused(client_of("worker"), everything) == [("MULTI",)]
     assert admin.dbsize() == 0
+
+
+def test_in_the_endpoints_environment_its_own_servers_and_rights_are_looked_at(users, login, environment, monkeypatch):
+    _, admin = users
+    port = admin.connection_pool.connection_kwargs["port"]
+    reader = make_conninfo(login(ROLES[1]).info.dsn, password="x")
+    own = {"READER_DATABASE_URL": reader, "FEEDS_REDIS_URL": f"redis://reader:READER_PASSWORD@127.0.0.1:{port}/0"}
+    for name, value in ({"DATABASE_URL": "", "REDIS_URL": ""} | own).items():
+        monkeypatch.setenv(name, value)
+    clear_settings()
+
+    document = run_json("doctor", code=1)
+
+    assert found(document, "mend") == UNSAFE
+    assert found(document, "ok") >= {"role", "rights"}
+    assert "PASSWORD" not in str(document)
 
 
 def test_a_user_without_config_gets_a_note_of_what_was_not_looked_at(users, environment, monkeypatch):

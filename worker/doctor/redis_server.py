@@ -77,7 +77,7 @@ def judge_version(facts: Mapping[str, Any]) -> list[Finding]:
     version = str(facts.get("valkey_version") or facts.get("redis_version") or "0")
     least = VERSION_MIN[program]
     if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < least:
-        needs = f"usage-feeds needs Redis {'.'.join(map(str, least))} or Valkey 7.2."
+        needs = f"usage-feeds needs {program} {'.'.join(map(str, least))} or newer."
         return [mend("version", f"This is {program} {version}.", needs, "Upgrade the server.")]
     return [fine("version", f"{program} {version}.")]
 

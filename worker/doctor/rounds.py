@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from feeds.addresses.broker import RabbitAddress, parse_broker
 from feeds.addresses.postgres import place_of
-from feeds.addresses.redis import RedisAddress, parse_redis
+from feeds.addresses.redis import RedisAddress
 from feeds.cached.format import Server, make_stamp
 from feeds.database import connect as connect_postgres
 from feeds.queries import load_queries
@@ -69,7 +69,7 @@ class Report:
             explained = pooler.explain_refusal(error)
             is_away = explained is None and isinstance(error, AWAY)
             describe = describe_away if is_away else describe_refusal
-            found.append(explained or describe(self.reason(error)))
+            found.append(explained or describe(error, self.reason(error)))
             self.is_away = self.is_away or is_away
             return not is_away
         return True
@@ -90,8 +90,8 @@ def examine(settings: WorkerSettings, reader_url: str, reason: Callable[[Excepti
         report.add(f"Postgres at {place}", look_at_postgres(report, settings))
     if reader_url and reader_url != settings.database_url:
         report.add(f"Postgres for the endpoint at {place_of(reader_url)}", look_at_reader(report, reader_url))
-    for address, holds in group_redis(settings).items():
-        about = f"Redis at {describe(parse_redis(address))}, for {join_words(holds)}"
+    for address, holds in group_redis(settings):
+        about = f"Redis at {address.place}/{address.db}, for {join_words(holds)}"
         is_there = report.add(about, look_at_redis(report, settings, address, holds))
         if BROKER in holds and is_there:
             look_at_workers(report, settings)
@@ -102,19 +102,16 @@ def examine(settings: WorkerSettings, reader_url: str, reason: Callable[[Excepti
     return report
 
 
-def group_redis(settings: WorkerSettings) -> dict[str, list[str]]:
-    """Return the addresses of Redis, each with what it holds."""
-    grouped: dict[str, list[str]] = {}
+def group_redis(settings: WorkerSettings) -> list[tuple[RedisAddress, list[str]]]:
+    """Return the databases of Redis, each with what it holds. Two addresses may name one database and user."""
+    grouped: dict[tuple[str, int, str | None], tuple[RedisAddress, list[str]]] = {}
     urls = {STREAMS: settings.redis_url, FEEDS: settings.feeds_redis_url, BROKER: settings.celery_broker_url}
     for use, url in urls.items():
-        if url and not (use == BROKER and isinstance(parse_broker(url), RabbitAddress)):
-            grouped.setdefault(url, []).append(use)
-    return grouped
-
-
-def describe(address: RedisAddress) -> str:
-    """Return server and database of an address, without user and password."""
-    return f"{address.place}/{address.db}"
+        address = parse_broker(url) if url else None
+        if isinstance(address, RedisAddress):
+            same = (address.place, address.db, address.username)
+            grouped.setdefault(same, (address, []))[1].append(use)
+    return list(grouped.values())
 
 
 def look_at_postgres(report: Report, settings: WorkerSettings) -> Iterator[Finding]:
@@ -160,9 +157,10 @@ def look_at_pooler(connection: Connection[Any], url: str) -> Iterator[Finding]:
         yield from pooler.judge_backends(pooler.read_backends(connection, other))
 
 
-def look_at_redis(report: Report, settings: WorkerSettings, url: str, holds: Collection[str]) -> Iterator[Finding]:
+def look_at_redis(
+    report: Report, settings: WorkerSettings, address: RedisAddress, holds: Collection[str]
+) -> Iterator[Finding]:
     """Look at a Redis, for all that it holds."""
-    address = parse_redis(url)
     with closing(connect_redis(address)) as client:
         client.ping()
         server = redis_server.read_server(client)
@@ -216,15 +214,20 @@ def look_at_workers(report: Report, settings: WorkerSettings) -> None:
         report.add("Workers", celery_workers.look(app, shards))
 
 
-def describe_away(reason: str) -> Finding:
-    """Return the finding for a server that does not answer."""
+def describe_away(_error: Exception, reason: str) -> Finding:
+    """Return the finding for a server that does not answer. `reason` is what it or its driver reported."""
     what = f"It cannot be reached: {reason}."
     return mend("reachable", what, "Nothing else of it could be looked at.", "Start it, or correct its address.")
 
 
-def describe_refusal(reason: str) -> Finding:
-    """Return the finding for a server that refused a question."""
+def describe_refusal(error: Exception, reason: str) -> Finding:
+    """Return the finding for a server that refused a question. `reason` is what it reported."""
     what = f"It refuses a question: {reason}."
+    if isinstance(error, psycopg.Error):
+        why = "Posting and the endpoint ask the same, so they fail too."
+        return mend(
+            "refused", what, why, "Run `usage-feeds migrate`, then `usage-feeds migrate --roles`, as the owner."
+        )
     return note("refused", what, "The rest of it could not be looked at.", "Look with a user that may ask.")
 
 
