@@ -1,6 +1,7 @@
 """Health exits 1 if work has stopped. What only needs attention is a warning, and the exit code stays 0."""
 
 import time
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -9,6 +10,7 @@ import redis
 from feeds.schema import check_ledger
 from tests.conftest import clear_settings
 from tests.integration.command_line import run, run_json
+from worker.commands import health
 from worker.intake.sweep import SWEPT, sweep
 from worker.settings import worker_settings
 
@@ -111,3 +113,12 @@ def test_a_feeds_redis_out_of_reach_is_a_warning_that_comes_fast(client, monkeyp
     [warning] = found["warnings"]
     assert warning.startswith("The feeds' Redis cannot be used, pages come from Postgres: ")
     assert "geheim" not in warning
+
+
+@pytest.mark.parametrize(("ahead_s", "words"), [(600, "10 min ahead of"), (-3, "3.0 s behind"), (0.5, None)])
+def test_clocks_that_differ_by_more_than_a_second_are_a_warning(ahead_s, words):
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    ledger = health.LedgerHealth(now, 0.0, 0, now)
+    streams = health.StreamHealth(0, 0.0, 0, 0.0, 0, 0, "noeviction", 0, None, None, now.timestamp() - ahead_s)
+    warnings = health.find_warnings(ledger, streams, None)
+    assert [words in warning for warning in warnings] == ([True] if words else [])

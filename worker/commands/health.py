@@ -15,6 +15,7 @@ from feeds.queries import load_queries
 from worker.commands.output import count, json_option, print_facts, print_json
 from worker.commands.servers import open_ledger, open_streams, require_redis
 from worker.intake.backlog import parse_backlogs, queue_backlogs
+from worker.intake.batch import SKEW_TOLERATED
 from worker.intake.failures import FAILURES, parse_failures
 from worker.intake.sweep import SWEPT
 from worker.settings import worker_settings
@@ -26,11 +27,12 @@ FULL = 0.7
 
 
 class LedgerHealth(NamedTuple):
-    """What Postgres reports: when a batch was last posted, how many seconds ago, and the number of dead letters."""
+    """What Postgres reports: when a batch was last posted, how many seconds ago, the dead letters, and its clock."""
 
     last_batch_at: datetime | None
     last_batch_s: float | None
     dead_letters: int
+    postgres_time: datetime
 
 
 class StreamHealth(NamedTuple):
@@ -49,6 +51,7 @@ class StreamHealth(NamedTuple):
     failing_shards: int
     last_failure: str | None
     last_failure_s: float | None
+    redis_time_s: float
 
 
 @click.command()
@@ -93,7 +96,9 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
         **stream_health._asdict(),
         **ledger_health._asdict(),
         "feeds_reachable": feeds_problem is None,
+        "clock_skew_s": round(skew_s(ledger_health, stream_health), 3),
     }
+    del facts["postgres_time"], facts["redis_time_s"]
     (print_json if as_json else print_health)(facts)
     if problems:
         sys.exit(1)
@@ -124,6 +129,7 @@ def read_stream_health(streams: Redis, event_shards: int) -> StreamHealth:
         failing_shards=len(failures),
         last_failure=failures[0].error if failures else None,
         last_failure_s=round(max(0.0, now_s - failures[0].at_s), 3) if failures else None,
+        redis_time_s=now_s,
     )
 
 
@@ -153,6 +159,11 @@ def find_problems(streams: StreamHealth, max_age: float, max_sweep_age: float) -
     return problems
 
 
+def skew_s(ledger: LedgerHealth, streams: StreamHealth) -> float:
+    """Return by how many seconds Postgres's clock is ahead of Redis's; the two are read one after the other."""
+    return ledger.postgres_time.timestamp() - streams.redis_time_s
+
+
 def find_warnings(ledger: LedgerHealth, streams: StreamHealth, feeds_problem: str | None) -> list[str]:
     """Return what works but needs attention, one sentence each."""
     warnings = []
@@ -167,6 +178,10 @@ def find_warnings(ledger: LedgerHealth, streams: StreamHealth, feeds_problem: st
         warnings.append(f"Redis has used {part:.0%} of its memory: once it is full it takes no more events.")
     if streams.memory_limit and streams.memory_policy not in {"noeviction", "unknown"}:
         warnings.append(f"Redis may evict ({streams.memory_policy}), and events with it: set noeviction.")
+    if abs(skew_s(ledger, streams)) > SKEW_TOLERATED.total_seconds():
+        ahead = "ahead of" if skew_s(ledger, streams) > 0 else "behind"
+        age = format_age(abs(skew_s(ledger, streams)))
+        warnings.append(f"Postgres's clock is {age} {ahead} Redis's: synchronise the clocks of their machines.")
     if feeds_problem is not None:
         warnings.append(f"The feeds' Redis cannot be used, pages come from Postgres: {feeds_problem}.")
     return warnings
