@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from tests.conftest import clear_settings
 from tests.integration.command_line import run, run_json
 from tests.integration.feed_ledger import own_server
-from tests.servers import CHECKOUT
+from tests.servers import CHECKOUT, fresh_database, with_database
 from worker.broker.transport import CONSUMERS, HELD
 from worker.doctor.database_rights import (
     READER_NEEDS,
@@ -113,6 +113,19 @@ def test_a_ledger_of_other_facts_or_without_a_schema_is_to_mend(environment, mon
     clear_settings()
     [empty] = [each for each in run_json("doctor", code=1)["findings"] if each["name"] == "ledger"]
     assert empty["to_do"] == "Run `usage-feeds migrate`."
+
+
+def test_an_endpoint_that_reads_another_ledger_or_none_is_to_mend(
+    environment, monkeypatch, postgres_url, template, empty_database_url
+):
+    with fresh_database(postgres_url, template) as name:
+        other = with_database(postgres_url, name)
+        with psycopg.connect(other) as connection:
+            connection.execute("UPDATE ledger SET epoch = gen_random_uuid()")
+        for url, expected in ((other, "ledger"), (empty_database_url, "refused")):
+            monkeypatch.setenv("READER_DATABASE_URL", url)
+            clear_settings()
+            assert found(run_json("doctor", code=1), "mend") == {*UNSAFE, expected}
 
 
 @pytest.fixture

@@ -113,6 +113,11 @@ def test_a_pooler_is_known_by_the_processes_that_serve_two_clients(backends, exp
     assert [str(finding.level) for finding in pooler.judge_backends(backends)] == ([expected] if expected else [])
 
 
+def test_a_statement_timeout_that_lets_nothing_through_is_told_from_a_server_that_is_away():
+    assert postgres.explain_cancel(psycopg.errors.QueryCanceled("canceling statement")).level is Level.MEND
+    assert postgres.explain_cancel(psycopg.OperationalError("connection refused")) is None
+
+
 def test_a_pooler_in_statement_mode_is_known_by_its_refusal():
     error = psycopg.errors.ProtocolViolation("transaction blocks not allowed in statement pooling mode")
 

@@ -60,8 +60,8 @@ def judge_pair(one: Reading, other: Reading) -> Finding | None:
     return mend(
         "clocks",
         f"The clock of {fast.whose} is {difference:,.1f} s (± {error:.1f}) ahead of that of {slow.whose}.",
-        "Beyond 1 s, usage without `occurred_at` may miss its grant, usage may count as `occurred_in_future`, and the"
-        " ages that `health` and the metrics report are wrong.",
+        "Ages in `health` and the metrics are wrong by that much. Postgres's clock judges the times that producers"
+        " send, so a usage may miss its grant, or count as `occurred_in_future`.",
         "Run a time service, such as chrony, on both machines.",
     )
 

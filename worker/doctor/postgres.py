@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from psycopg import Connection
+from psycopg import Connection, errors
 from psycopg.rows import tuple_row
 
 from feeds.database import READING, begin
@@ -126,6 +126,18 @@ def judge_settings(settings: Mapping[str, str]) -> list[Finding]:
             "Nothing, as long as they are meant.",
         )
     ]
+
+
+def explain_cancel(error: Exception) -> Finding | None:
+    """Return what is wrong if Postgres cancelled even the first statement, None for any other error."""
+    if not isinstance(error, errors.QueryCanceled):
+        return None
+    return mend(
+        "statement_timeout",
+        "Postgres cancels a statement before it has begun to work.",
+        "Every transaction sets time limits of its own, but its first statement has the limit of role or database.",
+        "Raise statement_timeout to a second or more: ALTER ROLE … SET, or ALTER DATABASE … SET.",
+    )
 
 
 def judge_link(link: Link) -> list[Finding]:

@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from feeds.addresses.broker import RabbitAddress, parse_broker
 from feeds.addresses.postgres import place_of
 from feeds.addresses.redis import RedisAddress
+from feeds.cached.epoch import read_epoch
 from feeds.cached.format import Server, make_stamp
 from feeds.database import connect as connect_postgres
 from feeds.queries import load_queries
@@ -65,8 +66,10 @@ class Report:
         try:
             for finding in findings:
                 found.append(finding)  # noqa: PERF402 -- what was found before an error is kept
+        except UnusableSetup as error:
+            found.append(describe_unusable(error))
         except (*AWAY, psycopg.Error, RedisError) as error:
-            explained = pooler.explain_refusal(error)
+            explained = pooler.explain_refusal(error) or postgres.explain_cancel(error)
             is_away = explained is None and isinstance(error, AWAY)
             describe = describe_away if is_away else describe_refusal
             found.append(explained or describe(error, self.reason(error)))
@@ -120,11 +123,7 @@ def look_at_postgres(report: Report, settings: WorkerSettings) -> Iterator[Findi
     with connect_postgres(url, CONNECT_WITHIN_S) as connection, pooler.bounded(connection, ANSWER_WITHIN_S):
         yield from look_at_server(report, connection, "Postgres")
         yield from look_at_pooler(connection, url)
-        try:
-            report.ledger = check_ledger(connection, settings)
-        except UnusableSetup as error:
-            yield describe_unusable(error)
-            return
+        report.ledger = check_ledger(connection, settings)
         yield fine("ledger", "The schema is up to date, and the settings are the ledger's.")
         yield from judge_worker(read_role(connection, WORKER_NEEDS))
 
@@ -135,7 +134,7 @@ def look_at_reader(report: Report, url: str) -> Iterator[Finding]:
         yield from look_at_server(report, connection, "the endpoint's Postgres")
         yield from look_at_pooler(connection, url)
         yield from judge_reader(read_role(connection, READER_NEEDS))
-        [(epoch,)] = connection.execute(SQL["read_epoch"]).fetchall()
+        epoch = read_epoch(connection)
         if report.ledger is not None and epoch != report.ledger.epoch:
             what = "This is another ledger than the worker's."
             why = "Pages would not show what is posted."
