@@ -66,6 +66,9 @@ def go(processes, environment, reader=None, producer=None):
         command = processes.command(*arguments, env=environment)
         assert command.wait(timeout=60) == 0, processes.output(command)
     assert processes.output(command).strip() == "No dead letters."
+    doctor = processes.command("doctor", env=environment)
+    assert doctor.wait(timeout=60) in {0, 1}, processes.output(doctor)  # it may find what to mend
+    assert "Traceback" not in processes.output(doctor)
     assert (worker.poll(), schedule.poll()) == (None, None)
     return base, secret
 
