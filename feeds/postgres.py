@@ -20,10 +20,12 @@ SQL = load_queries(__file__)
 
 WAKE_EVERY_S = 1.0
 """How often psycopg wakes up while it waits for a socket."""
+READ_COMMITTED = "read committed"
 SUCCESS = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC})
 
 Row = tuple[Any, ...]
 Statement = tuple[bytes, Mapping[str, object]]
+COMMIT: Statement = (SQL["commit"], {})
 
 
 class PostgresAway(Exception):  # noqa: N818 -- a state, not a mistake
@@ -43,11 +45,21 @@ class Postgres:
         concurrency: How many statements may run at the same time; more wait.
         deadline_s: How long a call may take, including this wait.
         schema: The Postgres schema that holds the ledger.
+        isolation: The default isolation level of database and role.
     """
 
-    def __init__(self, address: str, *, concurrency: int = 8, deadline_s: float = 0.8, schema: str = "public") -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        concurrency: int = 8,
+        deadline_s: float = 0.8,
+        schema: str = "public",
+        isolation: str = READ_COMMITTED,
+    ) -> None:
         self.address = address
         self.schema = schema
+        self.isolation = isolation
         self.deadline_s = deadline_s
         self._slots = asyncio.Semaphore(concurrency)
         self._idle: list[AsyncConnection[Row]] = []
@@ -61,12 +73,10 @@ class Postgres:
         `org_id` is the authenticated organisation: the reader's role sees only its rows, and without one no rows.
         `writes` tells that the statement changes rows.
         """
-        statements: list[Statement] = [
-            (SQL["begin_writing" if writes else "begin_reading"], {}),
-            (SQL["bound_statement"], {"org_id": org_id, "schema": self.schema}),
-            (query, parameters),
-            (SQL["commit"], {}),
-        ]
+        statements = [(SQL["bound_statement"], {"org_id": org_id, "schema": self.schema}), (query, parameters)]
+        if writes or self.isolation != READ_COMMITTED:
+            begin = SQL["begin_writing" if writes else "begin_reading"]
+            statements = [(begin, {}), *statements, COMMIT]
         try:
             async with asyncio.timeout(self.deadline_s), self._slots:
                 return await self._run(statements)
@@ -122,7 +132,7 @@ class Postgres:
 
 
 async def run_transaction(connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
-    """Run the statements of one transaction, in one round trip. Returns the rows of the last one before its COMMIT.
+    """Run statements as one transaction, in one round trip. Returns the rows of the last one before a COMMIT.
 
     Nothing is prepared: PgBouncer in transaction mode may give every transaction another server connection.
     Built from the parts of psycopg's own `pipeline()`, which waits for the server once for each of its commands and so
@@ -135,21 +145,22 @@ async def run_transaction(connection: AsyncConnection[Row], statements: Sequence
         values = transformer.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
         pgconn.send_query_params(text, values, transformer.types, transformer.formats, Format.BINARY)
     pgconn.pipeline_sync()
-    result = await wait_async(exchange(pgconn, len(statements)), pgconn.socket, interval=WAKE_EVERY_S)
+    results = await wait_async(exchange(pgconn, len(statements)), pgconn.socket, interval=WAKE_EVERY_S)
+    result = results[-2 if statements[-1] is COMMIT else -1]
     transformer.set_pgresult(result)
     return transformer.load_rows(0, result.ntuples, tuple)
 
 
-def exchange(pgconn: PGconn, statements: int) -> PQGen[PGresult]:
-    """Send what is queued; return the result of the last statement but one. Raises the first error, as psycopg does."""
+def exchange(pgconn: PGconn, statements: int) -> PQGen[list[PGresult]]:
+    """Send what is queued, and return the result of each statement. Raises the first error, as psycopg does."""
     yield from generators.send(pgconn)
     results: list[PGresult] = []
-    for _ in range(statements + 1):  # the last one is the end of the pipeline
+    for _ in range(statements + 1):  # the last one is the end of the transaction, which may be refused too
         results += yield from generators.fetch_many(pgconn)
     for result in results:
         if result.status not in SUCCESS:
             raise error_from_result(result)
-    return results[-3]
+    return results[:-1]
 
 
 @cache

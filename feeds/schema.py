@@ -82,7 +82,8 @@ class SettingsDiffer(UnusableSetup):
 class Ledger(NamedTuple):
     """The facts of the whole ledger. `usage_numbers` is in the order of its numbers, which start at 0.
 
-    `read_at` is when the facts were read, on the monotonic clock. `schema` is the Postgres schema with the tables.
+    `read_at` is when the facts were read, on the monotonic clock. `schema` is the Postgres schema with the tables,
+    `isolation` the default isolation level of database and role.
     """
 
     epoch: UUID
@@ -92,6 +93,7 @@ class Ledger(NamedTuple):
     usage_numbers: dict[str, int]
     read_at: float
     schema: str
+    isolation: str
 
     @property
     def usage_kinds(self) -> tuple[str, ...]:
@@ -147,6 +149,9 @@ def read_ledger(cursor: Cursor[Any]) -> Ledger | None:
     row = cursor.execute(SQL["read_ledger"]).fetchone()
     if row is None:
         return None
-    epoch, event_shards, expiry_grace_s, cursor_secret, schema = row
+    epoch, event_shards, expiry_grace_s, cursor_secret = row
+    schema, isolation = cursor.execute(SQL["read_defaults"]).fetchall()[0]
     usage_numbers = dict(cursor.execute(SQL["read_usage_kinds"]).fetchall())
-    return Ledger(epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers, monotonic(), schema)
+    return Ledger(
+        epoch, bytes(cursor_secret), event_shards, expiry_grace_s, usage_numbers, monotonic(), schema, isolation
+    )

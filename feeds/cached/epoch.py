@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds.cached.format import FeedsAway, Server, make_stamp
-from feeds.database import READING, begin
+from feeds.database import begin, fetch
 from feeds.postgres import Postgres, PostgresAway
 from feeds.queries import load_queries
 from feeds.schema import LedgerEmpty
@@ -36,11 +36,11 @@ posted but not yet deleted."""
 
 def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
     """Return the ledger's current epoch. Raises `LedgerEmpty`."""
-    with begin(connection, READING), connection.cursor(row_factory=scalar_row) as cursor:
-        epoch: UUID | None = cursor.execute(SQL["read_epoch"]).fetchone()
-    if epoch is None:
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        epochs: list[UUID] = fetch(cursor, SQL["read_epoch"])
+    if not epochs:
         raise LedgerEmpty
-    return epoch
+    return epochs[0]
 
 
 def renew_epoch(connection: Connection[tuple[object, ...]], seen: UUID) -> None:

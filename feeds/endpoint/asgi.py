@@ -108,9 +108,14 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
     """Read the settings, check the ledger, and hold open what answers are made from."""
     settings = reader_settings()
     ledger = await asyncio.to_thread(read_facts, settings)
-    postgres, single_flight = Postgres(settings.reader_database_url, schema=ledger.schema), SingleFlight()
+    postgres, single_flight = (
+        Postgres(settings.reader_database_url, schema=ledger.schema, isolation=ledger.isolation),
+        SingleFlight(),
+    )
     # It never waits behind pages.
-    epoch_postgres = Postgres(settings.reader_database_url, concurrency=1, schema=ledger.schema)
+    epoch_postgres = Postgres(
+        settings.reader_database_url, concurrency=1, schema=ledger.schema, isolation=ledger.isolation
+    )
     identities = Identities(postgres, single_flight)
     noting = asyncio.create_task(repeat("noting the last use of keys", identities.note_uses, NOTE_USES_EVERY_S))
     try:

@@ -157,7 +157,7 @@ def post(connection, ledger, org_id):
 
 
 async def read_kinds(url, ledger, org_id):
-    postgres = Postgres(url, schema=ledger.schema)
+    postgres = Postgres(url, schema=ledger.schema, isolation=ledger.isolation)
     try:
         found = await read_newest(Store(postgres, ledger.usage_numbers), org_id, Filter(), 10)
     finally:

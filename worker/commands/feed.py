@@ -79,7 +79,7 @@ def read_page(ledger: Ledger, org: str, request: PageRequest) -> Any:
 
 async def read_items(ledger: Ledger, org: str, request: PageRequest) -> tuple[int, list[bytes]]:
     """Return the feed's count and the page's items, read as the endpoint reads them."""
-    postgres = Postgres(worker_settings().database_url, deadline_s=30, schema=ledger.schema)
+    postgres = Postgres(worker_settings().database_url, deadline_s=30, schema=ledger.schema, isolation=ledger.isolation)
     try:
         found = await read_place(Store(postgres, ledger.usage_numbers), org, request.feed, request.place)
     finally:
