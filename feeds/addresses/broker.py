@@ -47,7 +47,7 @@ def parse_broker(text: str, variable: str = "CELERY_BROKER_URL") -> RedisAddress
 
 def parse_rabbitmq(text: str, scheme: str, variable: str) -> RabbitAddress:
     """Return the parts of RabbitMQ's address, whose first node has this scheme. Raises BadAddress."""
-    urls = []
+    urls, hosts = [], []
     given: dict[str, str] = {}
     for node in text.split(";"):
         if node.partition("://")[0].lower() != scheme:
@@ -55,11 +55,17 @@ def parse_rabbitmq(text: str, scheme: str, variable: str) -> RabbitAddress:
         parts, _ = split(node, variable)
         given |= {name: values[0] for name, values in parse_qs(parts.query).items()}
         urls.append(f"{scheme}://{parts.netloc}{parts.path}")
-    return RabbitAddress(tuple(urls), read_tls(given, scheme, variable))
+        hosts.append(parts.hostname or "localhost")
+    tls = read_tls(given, scheme, variable)
+    if tls and tls.pop("check_hostname"):
+        if len(hosts) > 1:  # py-amqp takes one name for all
+            refuse(variable, "TLS with several nodes needs ssl_check_hostname=false: add it, or set one node")
+        tls["server_hostname"] = hosts[0]
+    return RabbitAddress(tuple(urls), tls)
 
 
 def read_tls(given: Mapping[str, str], scheme: str, variable: str) -> dict[str, Any] | None:
-    """Return py-amqp's TLS options, None without TLS. Raises BadAddress.
+    """Return py-amqp's TLS options, and whether to check the host; None without TLS. Raises BadAddress.
 
     Args:
         given: The options of the URL.
@@ -79,6 +85,5 @@ def read_tls(given: Mapping[str, str], scheme: str, variable: str) -> dict[str, 
         refuse(variable, "its option `ssl_cert_reqs` has a value that cannot be used")
     tls: dict[str, Any] = {TLS[name]: text for name, text in options.items() if name in TLS}
     tls["cert_reqs"] = ssl.VerifyMode[f"CERT_{requirement.upper()}"]
-    if requirement != "none" and read_switch(options.get("ssl_check_hostname", "true")):
-        tls["server_hostname"] = None  # kombu puts the host here, and py-amqp then compares it with the certificate
+    tls["check_hostname"] = requirement != "none" and read_switch(options.get("ssl_check_hostname", "true"))
     return tls

@@ -1,23 +1,29 @@
-"""Do all clients of Redis check certificates alike, and reach the same user and database over TLS?
+"""Do all clients of Redis and of RabbitMQ check certificates alike, and reach the same user and database over TLS?
 
 Not part of `run.py test`: it needs `openssl` and a `redis-server` with TLS (Debian's has it, the embedded Valkey does
 not). Run it with `.venv/bin/python -m pytest tests/matrix/redis_over_tls.py`.
 """
 
 import signal
+import socket
+import ssl
 import subprocess
+import threading
+from contextlib import suppress
 from urllib.parse import quote
 
 import pytest
 import redis
 from kombu.exceptions import OperationalError
 
+from feeds.addresses.broker import parse_broker
 from feeds.cached.format import FeedsAway
 from feeds.cached.multiplexer import Multiplexer
 from feeds.cached.worker_connection import WorkerConnection
 from tests.integration.odd_servers import is_answering
 from tests.servers import server_folder, wait_until
 from worker.broker.app import DRAINS, make_app
+from worker.broker.waker import RabbitWaker
 from worker.intake import streams
 from worker.local import children
 from worker.local.valkey import bare_environment, free_port
@@ -154,3 +160,49 @@ def test_a_producer_adds_and_wakes_as_its_user_in_its_database(tls):
         assert {name: facts["keys"] for name, facts in client.info("keyspace").items()} == {"db3": 3}
     with pytest.raises(redis.ConnectionError), Producer(address(*tls, authority="other")) as producer:
         producer.usage("org_a", "u2", "ai_usage", 1)
+
+
+@pytest.fixture
+def amqps(tls):
+    """Give the port of a server that does a TLS handshake and notes whether a client trusted it."""
+    folder, _ = tls
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    trusted = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    accepted, _ = listening.accept()
+                    try:
+                        with context.wrap_socket(accepted, server_side=True) as client:
+                            trusted.append(client.recv(4) == b"AMQP")
+                    except ssl.SSLError:
+                        trusted.append(False)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1], trusted
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "expected"),
+    [
+        ("localhost", "ssl_ca_certs={}/ca.crt", True),
+        ("localhost", "", False),
+        ("127.0.0.1", "ssl_ca_certs={}/ca.crt", False),
+        ("127.0.0.1", "ssl_ca_certs={}/ca.crt&ssl_check_hostname=false", True),
+        ("127.0.0.1", "ssl_cert_reqs=none", True),
+    ],
+)
+def test_a_producer_and_celery_check_the_certificate_of_rabbitmq_alike(tls, amqps, host, options, expected):
+    port, trusted = amqps
+    url = f"amqps://guest:guest@{host}:{port}//?{options.format(tls[0])}"
+    with pytest.raises(Exception):  # noqa: B017 -- the server speaks no AMQP
+        RabbitWaker(parse_broker(url)).wake()
+    with make_app(url) as app, app.connection_for_write() as connection, pytest.raises(OperationalError):
+        connection.ensure_connection(max_retries=0)
+    wait_until(lambda: trusted == [expected] * 2)

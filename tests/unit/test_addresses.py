@@ -114,6 +114,7 @@ BAD_BROKERS = {
     "amqp://h//?geheim=1": "an option that no client knows",
     "amqp://h1;amqps://h2": "begin alike",
     "amqps://h//?ssl_cert_reqs=geheim": "`ssl_cert_reqs`",
+    "amqps://h1;amqps://h2": "ssl_check_hostname=false",
 }
 
 
@@ -195,7 +196,7 @@ def test_rabbitmq_keeps_its_nodes_and_checks_certificate_and_host():
     plain = parse_broker("amqp://u:p%2F@h:5672//?heartbeat=10;amqp://u:p@h2//vhost")
     assert (plain.urls, plain.tls) == (("amqp://u:p%2F@h:5672//", "amqp://u:p@h2//vhost"), None)
 
-    assert parse_broker("amqps://h").tls == {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+    assert parse_broker("amqps://h").tls == {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "h"}
     given = parse_broker("amqps://h//?ssl_ca_certs=/ca&ssl_certfile=/c&ssl_keyfile=/k&ssl_check_hostname=false")
     assert given.tls == {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": "/ca", "certfile": "/c", "keyfile": "/k"}
     with make_app("amqp://u:p@h1;amqp://u:p@h2") as app, app.connection_for_read() as connection:
