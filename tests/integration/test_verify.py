@@ -305,11 +305,13 @@ def test_one_connection_waits_for_the_other_despite_the_idle_limit_of_its_user(c
 
 
 def test_an_interrupted_audit_stops_on_every_connection(connection, database_url, monkeypatch):
-    checked = []
+    checked, begun = [], Event()
 
     def check_until_stopped(other, organisations, stopped):
         if other is connection:
+            begun.wait(10)
             raise KeyboardInterrupt
+        begun.set()
         checked.append(stopped.wait(10))
         return []
 
