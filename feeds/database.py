@@ -22,7 +22,7 @@ READING, WRITING = SQL["begin_reading"], SQL["begin_writing"]
 
 
 def connect(url: str, timeout_s: int) -> Connection[TupleRow]:
-    """Return a connection on which `begin` starts transactions. Nothing is prepared, so that PgBouncer works.
+    """Return a connection on which `begin` starts transactions. No statement is prepared, so that PgBouncer works.
 
     The client's encoding is the only setting of the session: PgBouncer restores it for each client.
     """
@@ -42,7 +42,7 @@ def begin(connection: Connection[Any], opening: bytes = WRITING) -> Iterator[Non
         opening: The statements that begin the transaction. `READING` works on a standby too.
     """
     is_autocommit = connection.autocommit
-    connection.autocommit = True  # psycopg sends no BEGIN of its own; it raises ProgrammingError in a transaction
+    connection.autocommit = True  # so psycopg sends no BEGIN; this raises ProgrammingError if a transaction is open
     try:
         connection.execute(opening + SQL["set_own_settings"])
         yield

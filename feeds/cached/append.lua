@@ -1,4 +1,5 @@
--- Append new movements to the cached feeds of one organisation. Returns 1, or 0 if the organisation has none.
+-- Append new movements to the cached feeds of one organisation. Returns 1; or 0 if it has none, or if its hash was damaged
+-- and is removed. seal.lua is put before this script: it defines seal, read_count and DAMAGED.
 --
 -- KEYS: the organisation's hash, then the list of each feed that the movements belong to.
 -- ARGV: window, number of feeds; then three for each feed: its number, the ordinal of its last movement, and
@@ -9,7 +10,8 @@ local window = tonumber(ARGV[1])
 local feeds = tonumber(ARGV[2])
 local first_item = 2 + 3 * feeds
 
--- A hash without `gen` belongs to no reader; a hash with a damaged count is useless.
+-- Readers set `gen` when they create a hash. A hash without it was not created by a reader; one with a damaged count
+-- cannot be used.
 if redis.call('HEXISTS', hash, 'gen') == 0 then
   redis.call('UNLINK', hash)
   return 0
@@ -43,8 +45,9 @@ for i = 1, feeds do
   end
   local first = tonumber(last) - #places + 1
   if not count then
-    -- A reader may be reading this feed from Postgres: a floor refuses its refill if that is older. The floor is not a
-    -- count: the append of a later movement may have run before this hash existed, and added nothing.
+    -- A reader may be about to put this feed, read from Postgres, into the cache. The floor is the lowest count that it
+    -- may put. It is not the count: appends may run out of order. If the append of a later movement ran before this hash
+    -- existed, it added nothing, and the floor is too low to be the count.
     if tonumber(last) > (floors[i] or 0) then
       redis.call('HSET', hash, '~' .. feed, seal('~' .. feed, last))
     end

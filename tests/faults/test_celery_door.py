@@ -1,4 +1,4 @@
-"""Celery as people use it: every option of a message for `events.post`, and the death of a worker at any moment."""
+"""Celery as people use it: options of a message, bad messages, and workers that die or stop while they hold some."""
 
 import signal
 from datetime import UTC, datetime, timedelta
@@ -55,7 +55,7 @@ def test_a_message_with_any_option_is_posted(processes, producer, client, dead_l
     wait_until(lambda: not client.keys("events:post:*:*"), within_s=10)  # acknowledged, so forgotten
 
 
-def test_values_that_celerys_json_revives_mean_their_text_and_a_bad_event_is_buried_alone(
+def test_python_values_from_celerys_json_are_converted_back_and_a_bad_event_is_buried_alone(
     processes, producer, connection, dead_letters, refs, wait_until
 ):
     processes.worker()

@@ -1,12 +1,13 @@
--- Keeps this consumer alive, returns the messages of dead consumers to the queue, and moves messages with a priority into it.
+-- Stores this consumer's heartbeat, returns the messages of dead consumers to the queue, and moves messages with a priority
+-- into it.
 -- Returns how many messages dead consumers held.
 --
 -- A held list has its oldest message at the right end, and consumers take from the right end of the queue: so the newest is
 -- returned first, and the oldest is delivered next. Producers put a message with a priority into a list of its own, which
--- nobody would read; here priorities mean nothing.
+-- no worker would read: here priorities mean nothing.
 --
 -- KEYS: the hash of consumers, the queue, then the queue's lists for priorities.
--- ARGV: this consumer, after how many seconds without a sign of life a consumer is dead, how its held list's key begins.
+-- ARGV: this consumer, after how many seconds without a heartbeat a consumer is dead, how its held list's key begins.
 local now = tonumber(redis.call('TIME')[1])
 local returned = 0
 

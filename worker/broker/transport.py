@@ -2,9 +2,10 @@
 
 kombu pops a message and notes that it did in a second round trip: a worker that is killed in between loses the message.
 Here BLMOVE moves it from the queue into a list of this consumer, in one step. An acknowledgement removes it from that
-list. The consumer gives a sign of life every second; another consumer returns the messages of a dead one to the queue.
+list. The consumer sends a heartbeat every second; another consumer returns the messages of a dead one to the queue.
 
-Producers, other queues, and workers that use kombu's own transport are not affected: the queue is the same list.
+Producers, other queues, and workers with kombu's own transport can share the queue: it is the same list. Only
+priorities are lost: messages with one are moved into that list.
 """
 
 import base64
@@ -35,9 +36,9 @@ KombuChannel: Any = kombu_redis.Channel
 KombuTransport: Any = kombu_redis.Transport
 
 CONSUMERS = "events:consumers"
-"""A hash of consumers, and when each gave its last sign of life, in seconds of Redis's clock."""
+"""A hash of consumers, and the time of each one's last heartbeat, in seconds of Redis's clock."""
 HELD = "events:held:"
-"""How the key of the list of messages that a consumer holds begins."""
+"""The prefix of the key of a consumer's held list; the consumer's id follows."""
 TEND_EVERY_S = 1.0
 DEAD_AFTER_S = 5
 BLOCK_S = 1
@@ -147,8 +148,8 @@ class Channel(KombuChannel):  # type: ignore[misc]
             raw = self.mover.read_response(disable_decoding=True)
         except ResponseError as error:
             self.sent_at, self.move_after = None, monotonic() + RETRY_AFTER_S
-            require_master(error)
-            log.warning("No message can be taken, it is tried again: %s", error)
+            raise_if_replica(error)
+            log.warning("No message could be taken from the queue; the next try follows in a second: %s", error)
             return
         except self.connection_errors:
             self.drop_mover(loop)
@@ -166,7 +167,9 @@ class Channel(KombuChannel):  # type: ignore[misc]
             self._moved = None
 
     def drop_mover(self, loop: Any) -> None:
-        """Disconnect; the next `start_move` connects again. A message that was moved unread stays in the held list."""
+        """Disconnect; the next `start_move` connects again. A message that was moved but not read stays in the
+        held list; another consumer returns it to the queue after `DEAD_AFTER_S`.
+        """
         mover, self.mover, self.sent_at = self.mover, None, None
         if mover is not None:
             if loop is not None and mover._sock is not None:
@@ -174,17 +177,17 @@ class Channel(KombuChannel):  # type: ignore[misc]
             mover.disconnect()
 
     def tend(self) -> None:
-        """Give a sign of life, and return what dead consumers held."""
+        """Send a heartbeat, return what dead consumers held, and move messages with a priority into the queue."""
         keys = [CONSUMERS, EVENTS, *(f"{EVENTS}{self.sep}{step}" for step in PRIORITY_STEPS)]
         try:
             with self.conn_or_acquire() as client:
                 returned = client.eval(TEND, len(keys), *keys, self.consumer, DEAD_AFTER_S, HELD)
         except ResponseError as error:
-            require_master(error)
-            log.warning("The consumers could not be tended, it is tried again: %s", error)
+            raise_if_replica(error)
+            log.warning("The consumer's heartbeat failed; the next follows in a second: %s", error)
             return
         if returned:
-            log.warning("A consumer has died: the %d messages that it held are delivered again.", returned)
+            log.warning("Messages of dead consumers were returned to the queue: %d", returned)
 
     def return_message(self, raw: bytes, push: str = "rpush") -> None:
         """Move a held message back to the queue: to its front (`rpush`) or to its end (`lpush`)."""
@@ -206,15 +209,15 @@ class Channel(KombuChannel):  # type: ignore[misc]
         try:
             return super()._brpop_read(**options)
         except ResponseError as error:
-            require_master(error)
+            raise_if_replica(error)
             raise
 
     def _update_queue_cycle(self) -> None:
         self._queue_cycle.update([queue for queue in self.active_queues if queue != EVENTS])
 
 
-def require_master(error: ResponseError) -> None:
-    """Raise a connection error if the server has become a replica: the next connection leads to the new master."""
+def raise_if_replica(error: ResponseError) -> None:
+    """Raise a connection error if an error says that the server is a replica now: a new one leads to the primary."""
     if isinstance(error, ReadOnlyError) or str(error).startswith("UNBLOCKED"):
         raise RedisConnectionError(str(error)) from error
 

@@ -33,9 +33,9 @@ UNANSWERED_MAX = 500
 SEND_AGAIN_S = 10
 STUCK_S = 1
 HELPER_LIFE_S = 2
-"""How long the message that wakes a helping drain is of use: later no process was free, and the backlog has changed."""
+"""A helping drain that starts later than this after its wake ends at once: the backlog has changed."""
 SWEEPING = "events:sweeping"
-"""Held while a sweep is under way, and a moment longer: sweeps that have piled up do nothing."""
+"""Set for half a second when a sweep begins. A sweep that finds it does nothing: sweeps may have piled up."""
 SWEEP_AGAIN_MS = 500
 
 Wake = Callable[..., None]
@@ -44,8 +44,8 @@ Wake = Callable[..., None]
 def sweep(connection: Connection[Any], streams: Redis, ledger: Ledger, wake: Wake) -> None:
     """Wake drains if entries wait, and send a `settle` to organisations with due grants.
 
-    Does nothing if another sweep has just begun. `wake` sends for a drain; its optional argument is from when on a
-    helping drain is of no use, in seconds of Redis's clock.
+    Does nothing if another sweep has just begun. `wake` sends the message that starts a drain. Its optional argument is
+    the time of Redis's clock after which a helping drain is of no use.
     """
     with suppress(ResponseError):  # a full Redis refuses it
         if not streams.set(SWEEPING, 1, nx=True, px=SWEEP_AGAIN_MS):
@@ -98,7 +98,7 @@ def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> b
 
 
 def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
-    """Return organisations with due grants, longest due first: as many as may have an unanswered settle."""
+    """Return organisations with due grants, longest due first, as far as their starts and ends fit the bound each."""
     parameters = {"most": UNANSWERED_MAX * ledger.event_shards, "grace_s": ledger.expiry_grace_s}
     with begin(connection, READING), connection.pipeline():
         connection.execute(SQL["bound_search"])

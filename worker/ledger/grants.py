@@ -1,4 +1,4 @@
-"""What is a grant, what is it good for, and in which order are grants drawn?"""
+"""What is a grant, which states does it have, and in which order are grants drawn?"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -6,12 +6,13 @@ from enum import Enum, auto
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 ALWAYS = datetime.min.replace(tzinfo=UTC)
+"""What a missing `expires_at` and a missing `effective_at` mean."""
 GRANT_CONTENT = ("credits", "source", "priority", "effective_at", "expires_at")
 """The fields in which two grant events of one ref must agree."""
 
 
 class State(Enum):
-    """What a grant is good for."""
+    """The state of a grant."""
 
     PENDING = auto()  # its start has not come: it has no movement yet and cannot be drawn
     ACTIVE = auto()  # it is allotted and can be drawn
@@ -46,12 +47,12 @@ class Grant:
 
     @property
     def state(self) -> State:
-        """Return what the grant is good for."""
+        """Return the grant's state."""
         if not self.open:
             return CLOSED
         return PENDING if self.allot_position is None else ACTIVE
 
 
 def draw_order(grant: Grant) -> tuple[int, datetime, datetime, int]:
-    """Our own order: lower priority, then sooner end (none is last), earlier start (none is first), earlier allot."""
+    """Return the sort key of draws: priority, sooner end (none last), earlier start (none first), earlier allot."""
     return grant.priority, grant.expires_at or NEVER, grant.effective_at or ALWAYS, grant.allot_position or 0

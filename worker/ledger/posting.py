@@ -61,9 +61,9 @@ class Organisation:
     """The state of an organisation whose row is locked, and what this batch adds to it.
 
     `counts` holds the number of movements of each feed, by the feed's number. `last_created_at` and `last_hash` are the
-    newest movement's. `grants` holds, by ref, the open grants and those that the batch names; `usages` the kind and
-    credits of those usages of the batch that are posted. `movements` are not written yet, `changed_grants` neither.
-    `promised`, if known, is at least the credits that the open grants hold or will hold once they start.
+    newest movement's. `grants` holds, by ref, the open grants and those that the batch names. `usages` maps
+    the ref of each usage that the batch names and that is already posted to its kind and credits. `movements` and
+    `changed_grants` are still to be written. `promised` is an upper bound of the credits of all open grants, or None.
     """
 
     org_id: str
@@ -215,13 +215,13 @@ def require_exact_total(organisation: Organisation, credits_given: int) -> None:
         promised = sum(grant.credits if grant.state is PENDING else grant.remaining for grant in open_grants)
     if promised + credits_given > TOTAL_MAX:
         raise TotalTooLarge(
-            f"with these credits the organisation would have more than {TOTAL_MAX}, which JSON cannot hold exactly"
+            f"the open grants would hold more than {TOTAL_MAX} credits; many JSON readers lose digits above that"
         )
     organisation.promised = promised + credits_given
 
 
 def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -> None:
-    """Claw back what remains of a grant; a closed grant has nothing to give."""
+    """Revoke what remains of a grant. A closed grant stays as it is, but a used-up one keeps the first reason."""
     grant = organisation.grants.get(revoke.grant_ref)
     if grant is None:
         raise GrantUnknown("no grant with this grant_ref has been posted")
