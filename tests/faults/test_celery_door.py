@@ -144,3 +144,25 @@ def test_a_worker_that_is_stopped_gives_back_what_it_has_not_begun(processes, pr
     processes.worker()
     wait_until(lambda: len(refs()) == 40, within_s=20)
     assert set(refs()) == {f"u{number}" for number in range(40)}
+
+
+WITH_KOMBUS_TRANSPORT = """
+from kombu.transport import TRANSPORT_ALIASES
+TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"
+"""
+
+
+def test_a_worker_with_kombus_own_transport_and_celerys_tools_work_beside_ours(
+    processes, patched_worker, producer, client, dead_letters, refs, wait_until
+):
+    patched_worker(WITH_KOMBUS_TRANSPORT, "--hostname", "kombu@%h")
+    processes.worker("--hostname", "ours@%h")
+    processes.schedule()
+    for number in range(100):
+        send(producer, f"u{number}")
+    wait_until(lambda: len(refs()) == 100, within_s=30)
+    assert (len(set(refs())), dead_letters()) == (100, [])
+    wait_until(lambda: not client.keys(f"{HELD}*") and not client.exists("unacked"))
+    inspect = processes.start("inspect", "-m", "celery", "-A", "worker.tasks", "inspect", "ping")
+    assert inspect.wait(timeout=30) == 0
+    assert "2 nodes online" in processes.output(inspect)
