@@ -3,6 +3,7 @@
 import psycopg
 import pytest
 
+from feeds.database import begin
 from feeds.schema import check_ledger
 from tests.integration.test_ledger import entry, post_all
 from worker.intake import sweep
@@ -17,7 +18,7 @@ def connection(database_url):
 
 
 def explain(connection, query, parameters):
-    with connection.transaction():
+    with begin(connection):
         connection.execute(ledger.SQL["bound_work"])
         rows = connection.execute(b"EXPLAIN " + query, parameters).fetchall()
     return "\n".join(line for (line,) in rows)
