@@ -65,14 +65,14 @@ def fill_many(servers: Servers) -> None:
 
 def make_key(servers: Servers, org_id: str) -> str:
     """Create a key of an organisation, and return its secret."""
-    with psycopg.connect(servers.database_url) as connection:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
         return create_key(connection, org_id=org_id)[1]
 
 
 def make_personal_key(servers: Servers) -> str:
     """Create a key of a user who may read all organisations, and return its secret."""
     members = "INSERT INTO members (org_id, user_id, role) SELECT org_id, 'bench', 'billing' FROM organisations"
-    with psycopg.connect(servers.database_url) as connection:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
         connection.execute(members)
         return create_key(connection, user_id="bench")[1]
 
