@@ -1,6 +1,5 @@
 """Which surroundings do users have, and how is each started for a test? As child processes, on loopback."""
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import redis
 
 from tests.servers import CHECKOUT, wait_until
 from worker.local import children
+from worker.local.postgres import server_account
 from worker.local.valkey import free_port
 
 HOSTILE = {
@@ -65,10 +65,13 @@ def pgbouncer(folder: Path, database_url: str) -> Iterator[str]:
         "unix_socket_dir =\npool_mode = transaction\nmax_client_conn = 200\ndefault_pool_size = 8\n"
     )
     folder.chmod(0o755)
-    account = (children.find_account("postgres") or children.find_account("nobody")) if os.geteuid() == 0 else None
     with (folder / "log").open("wb") as log:
         process = children.start(
-            ["/usr/sbin/pgbouncer", str(folder / "pgbouncer.ini")], cwd=folder, env={}, output=log, account=account
+            ["/usr/sbin/pgbouncer", str(folder / "pgbouncer.ini")],
+            cwd=folder,
+            env={},
+            output=log,
+            account=server_account(),
         )
     url = f"postgresql://{user}@127.0.0.1:{port}/{name}"
     try:

@@ -20,9 +20,9 @@ HELPER_UNTIL = "helper_until"
 
 
 class App(Celery):
-    """A Celery app that leaves the process that it is made in alone, and connects to the broker that it was given.
+    """A Celery app that connects to the broker that it was given, whatever the environment says.
 
-    Celery itself prefers CELERY_BROKER_URL, as it stands in the environment, to the app's configuration.
+    Celery itself prefers the variable CELERY_BROKER_URL to the app's configuration.
     """
 
     def connection(self, hostname: str | None = None, *args: Any, **options: Any) -> Connection:

@@ -83,7 +83,7 @@ def judge_version(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def judge_role(server: Server) -> list[Finding]:
-    """Judge whether the server is a primary that stands alone or has replicas."""
+    """Judge the server's role: it has to be a primary that takes writes, and no node of a cluster."""
     facts = server.facts
     if facts.get("cluster_enabled"):
         what = "This is a node of a Redis Cluster."

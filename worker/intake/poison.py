@@ -27,14 +27,14 @@ class State(Enum):
     SEARCHING = auto()
     """Three batches died: the next ones are halved."""
     CONDEMNED = auto()
-    """The shard's first entry died alone three times: it is buried unposted."""
+    """Three batches that held only the shard's first entry died: the entry is buried without being posted."""
 
 
 class Suspicion(NamedTuple):
     """What is known of a shard's deaths.
 
     `deaths`: batches in a row that began and never ended. `size`: how many entries from the stream's start are
-    suspected. `alone`: how often the first entry has died as the only one of its batch.
+    suspected. `alone`: how many batches died that held only the first entry.
     """
 
     deaths: int = 0
