@@ -62,7 +62,9 @@ def go(processes, environment, reader=None, producer=None):
     broker_url = producer or environment.get("CELERY_BROKER_URL") or streams_url
     refs = send_by_every_door(processes, environment, streams_url, broker_url)
     wait_until(lambda: read_page(base, secret) == refs, within_s=20)
-    for arguments in (("verify",), ("health",), ("dead", "list")):
+    # Events may be on the page before the first sweep, and until then `health` fails.
+    wait_until(lambda: processes.command("health", env=environment).wait(timeout=60) == 0, within_s=20)
+    for arguments in (("verify",), ("dead", "list")):
         command = processes.command(*arguments, env=environment)
         assert command.wait(timeout=60) == 0, processes.output(command)
     assert processes.output(command).strip() == "No dead letters."
