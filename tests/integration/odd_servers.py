@@ -43,8 +43,8 @@ def valkey_on_a_socket() -> Iterator[tuple[str, redis.Redis]]:
 @contextmanager
 def cluster_node() -> Iterator[str]:
     """Give the address of a Redis Cluster's only node, which has all slots."""
-    port = free_port()
-    with valkey("--port", str(port), "--cluster-enabled", "yes"):
+    port, bus = free_port(), free_port()  # without a bus of its own it is the port + 10,000, which may lie above 65,535
+    with valkey("--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(bus)):
         with redis.Redis(port=port) as client:
             wait_until(lambda: is_answering(client))
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
