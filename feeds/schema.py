@@ -13,7 +13,7 @@ from feeds.settings import LedgerFacts
 
 SQL = load_queries(__file__)
 
-SCHEMA_VERSION = "0004"
+SCHEMA_VERSION = "0005"
 """The last migration that this program knows."""
 
 

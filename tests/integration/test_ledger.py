@@ -67,8 +67,10 @@ def movements(connection, org_id, after=0):
     ]
 
 
+@pytest.mark.parametrize("read_at_once", [1, write.READ_AT_ONCE])
 @pytest.mark.parametrize("history", HISTORIES, ids=NAMES)
-def test_every_step_of_a_history_writes_its_movements(connection, clock, history):
+def test_every_step_of_a_history_writes_its_movements(connection, clock, monkeypatch, history, read_at_once):
+    monkeypatch.setattr(write, "READ_AT_ONCE", read_at_once)
     for step in history["steps"]:
         org_id = step["event"]["org_id"]
         before = len(movements(connection, org_id))

@@ -1,5 +1,7 @@
 """How Postgres does the work: plans and updates that stay cheap."""
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
 
@@ -28,7 +30,21 @@ PARAMETERS = {
     "find_buried": {"streams": ["a"] * 500, "entry_ids": ["1-1"] * 500},
     "insert_organisations": {"org_ids": [f"org_{i}" for i in range(500)]},
     "lock_organisations": {"org_ids": [f"org_{i}" for i in range(500)]},
-    "read_grants": {"org_nos": list(range(500)), "ref_org_nos": [1] * 500, "grant_refs": ["g"] * 500},
+    "read_grants": {
+        "org_nos": list(range(500)),
+        "now": datetime.now(UTC),
+        "ended_at": datetime.now(UTC),
+        "ref_org_nos": [1] * 500,
+        "grant_refs": ["g"] * 500,
+    },
+    "read_drawable": {
+        "org_nos": list(range(500)),
+        "after": [None] * 500,
+        "first_usage_at": [None] * 500,
+        "last_usage_at": [None] * 500,
+        "most": 100,
+    },
+    "sum_grants": {"org_nos": list(range(500))},
     "read_usages": {"ref_org_nos": [1] * 500, "usage_refs": ["u"] * 500},
     "write_organisations": {
         "org_no": [1] * 500,

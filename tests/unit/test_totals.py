@@ -7,7 +7,7 @@ import pytest
 from tests.histories import organisation, terms
 from worker.events import CREDITS_MAX, GrantEvent, RevokeEvent, UsageEvent
 from worker.ledger.grants import Grant
-from worker.ledger.posting import TOTAL_MAX, TotalTooLarge, post
+from worker.ledger.posting import TOTAL_MAX, TotalTooLarge, learn, post
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=1)
@@ -20,11 +20,12 @@ def full_organisation():
     state = organisation()
     for number in range(1, ALMOST + 1):
         pending = number % 2 == 0
-        state.grants[f"g{number}"] = Grant(
+        known = Grant(
             number, f"g{number}", CREDITS_MAX, "plan", 50, LATER if pending else None, None,
             remaining=0 if pending else CREDITS_MAX, allot_position=None if pending else number,
         )  # fmt: skip
-    state.grant_count = ALMOST
+        learn(state, known, terms(NOW))
+    state.grant_count, state.promised = ALMOST, ALMOST * CREDITS_MAX
     return state
 
 

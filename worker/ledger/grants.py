@@ -53,6 +53,12 @@ class Grant:
         return PENDING if self.allot_position is None else ACTIVE
 
 
-def draw_order(grant: Grant) -> tuple[int, datetime, datetime, int]:
-    """Return the sort key of draws: priority, sooner end (none last), earlier start (none first), earlier allot."""
+DrawPlace = tuple[int, datetime, datetime, int]
+"""A place in the draw order: priority, sooner end (none last), earlier start (none first), earlier allot."""
+FIRST_DRAWN: DrawPlace = (-1, ALWAYS, ALWAYS, 0)
+"""A place before that of any grant."""
+
+
+def draw_order(grant: Grant) -> DrawPlace:
+    """Return the grant's place in the draw order."""
     return grant.priority, grant.expires_at or NEVER, grant.effective_at or ALWAYS, grant.allot_position or 0

@@ -4,16 +4,28 @@ The rules of credits (worker/README.md), as functions of values: no clock, no da
 """
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from typing import NamedTuple
+from heapq import heappop, heappush
+from itertools import count
 
 from feeds.movement import USAGE_CAUSED, AnyUUID, Kind, Movement
 from feeds.page import EVERYTHING, feed_numbers
 from worker.events import CREDITS_MAX, Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
-from worker.ledger.grants import ACTIVE, ALWAYS, CLOSED, GRANT_CONTENT, NEVER, PENDING, Grant, draw_order
+from worker.ledger.grants import (
+    ACTIVE,
+    ALWAYS,
+    CLOSED,
+    FIRST_DRAWN,
+    GRANT_CONTENT,
+    NEVER,
+    PENDING,
+    DrawPlace,
+    Grant,
+    draw_order,
+)
 
 FUTURE_TOLERANCE = timedelta(seconds=300)
 TOTAL_MAX = 2**53 - 1
@@ -56,14 +68,27 @@ class Terms:
     new_id: Callable[[], AnyUUID]
 
 
+Change = tuple[datetime, bool, int, Grant]
+"""A start or an end of a grant: its time, whether it is an end, the grant's number, the grant.
+
+At the same time, starts come before ends, then older grants before newer ones.
+"""
+
+
 @dataclass(slots=True)
 class Organisation:
     """The state of an organisation whose row is locked, and what this batch adds to it.
 
     `counts` holds the number of movements of each feed, by the feed's number. `last_created_at` and `last_hash` are the
-    newest movement's. `grants` holds, by ref, the open grants and those that the batch names. `usages` maps
-    the ref of each usage that the batch names and that is already posted to its kind and credits. `movements` and
-    `changed_grants` are still to be written. `promised` is an upper bound of the credits of all open grants, or None.
+    newest movement's. `grants` holds, by ref, the grants that are known: those whose start or end has come, those that
+    the batch names, and as many of the others, in draw order, as the batch has needed. `usages` maps the ref of each
+    usage that the batch names and that is already posted to its kind and credits. `movements` and `changed_grants` are
+    still to be written. `changes` is a heap of the starts and ends of known grants, as `Change` says. `draw_list` holds
+    the known active grants in draw order, None if it must be made anew. `promised` is the sum of the credits of all
+    open grants; it counts only what the batch changes where the organisation has too few grants to reach `TOTAL_MAX`.
+
+    `read_more` reads active grants that are not known yet, the next ones in draw order, and tells `learn_drawable` of
+    them. It is None when all are known. `read_to` is the place in the draw order up to which all are known.
     """
 
     org_id: str
@@ -75,9 +100,11 @@ class Organisation:
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)
     changed_grants: dict[int, Grant] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
     draw_list: list[Grant] | None = None
-    settled_at: datetime | None = None
-    promised: int | None = None
+    promised: int = 0
+    read_more: Callable[[], None] | None = None
+    read_to: DrawPlace = FIRST_DRAWN
 
 
 def post(event: Event, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
@@ -95,42 +122,37 @@ def post(event: Event, organisation: Organisation, terms: Terms, added_at: datet
             post_revoke(event, organisation, terms)
 
 
-class Change(NamedTuple):
-    """A start or an end of a grant."""
+def learn(organisation: Organisation, grant: Grant, terms: Terms) -> None:
+    """Add a grant to those that are known, with its start and its end."""
+    organisation.grants[grant.grant_ref] = grant
+    if grant.state is PENDING:
+        heappush(organisation.changes, (grant.effective_at or ALWAYS, False, grant.grant_no, grant))
+    if grant.open and grant.expires_at and grant.expires_at < NEVER - terms.expiry_grace:
+        heappush(organisation.changes, (grant.expires_at + terms.expiry_grace, True, grant.grant_no, grant))
 
-    at: datetime
-    is_end: bool
-    grant: Grant
+
+def learn_drawable(organisation: Organisation, grants: Iterable[Grant], terms: Terms, *, all_known: bool) -> None:
+    """Add the active grants that come next in draw order. `all_known` says that none comes after them."""
+    for grant in grants:
+        organisation.read_to = draw_order(grant)
+        if grant.grant_ref not in organisation.grants:
+            learn(organisation, grant, terms)
+            if organisation.draw_list is not None:
+                organisation.draw_list.append(grant)
+    if organisation.draw_list is not None:
+        organisation.draw_list.sort(key=draw_order)
+    if all_known:
+        organisation.read_more = None
 
 
 def settle(organisation: Organisation, terms: Terms) -> None:
-    """Allot the grants that have started and expire those that have ended, in the order of time.
-
-    At the same time, starts come before ends, then older grants before newer ones. All events of a batch share one
-    `now`, so settling once is enough, and once more after each new grant.
-    """
-    if organisation.settled_at == terms.now:
-        return
-    organisation.settled_at = terms.now
-    changes = find_due_changes(organisation, terms)
-    for change in sorted(changes, key=lambda change: (change.at, change.is_end, change.grant.grant_no)):
-        if change.is_end:
-            close(organisation, terms, change.grant, Kind.EXPIRE)
-        else:
-            allot(organisation, terms, change.grant)
-
-
-def find_due_changes(organisation: Organisation, terms: Terms) -> Iterator[Change]:
-    """Yield the starts and ends of open grants that have come."""
-    for grant in organisation.grants.values():
-        if not grant.open:
-            continue
-        if grant.state is PENDING:
-            if (grant.effective_at or ALWAYS) > terms.now:
-                continue
-            yield Change(grant.effective_at or ALWAYS, False, grant)
-        if grant.expires_at and grant.expires_at <= terms.now - terms.expiry_grace:
-            yield Change(grant.expires_at + terms.expiry_grace, True, grant)
+    """Allot the grants that have started and expire those that have ended, in the order of time."""
+    while organisation.changes and organisation.changes[0][0] <= terms.now:
+        _, is_end, _, grant = heappop(organisation.changes)
+        if is_end and grant.open:
+            close(organisation, terms, grant, Kind.EXPIRE)
+        elif not is_end and grant.state is PENDING:
+            allot(organisation, terms, grant)
 
 
 def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
@@ -142,16 +164,22 @@ def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, adde
         if known != (usage.usage_kind, usage.credits):
             raise EventConflict("another usage has this usage_ref, with other credits or another usage_kind")
         return
-    occurred_at = usage.occurred_at or min(added_at, terms.now)
+    occurred_at = time_of(usage, added_at, terms)
     if occurred_at - terms.now > FUTURE_TOLERANCE:
         raise EventInFuture(f"occurred_at is more than 300 s ahead of {terms.now.isoformat()}")
     organisation.usages[usage.usage_ref] = (usage.usage_kind, usage.credits)
     draws, overflow = draw(usage.credits, organisation, occurred_at)
     if draws:
         consumed, drawn = usage.credits - overflow, tuple(draws)
+        organisation.promised -= consumed
         add_movement(organisation, terms, Kind.CONSUME, -consumed, usage.usage_ref, usage.usage_kind, drawn)
     if overflow:
         add_movement(organisation, terms, Kind.OVERFLOW, -overflow, usage.usage_ref, usage.usage_kind)
+
+
+def time_of(usage: UsageEvent, added_at: datetime, terms: Terms) -> datetime:
+    """Return when a usage occurred: without a time of its own when it was added, but never later than now."""
+    return usage.occurred_at or min(added_at, terms.now)
 
 
 def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime) -> tuple[list[tuple[int, int]], int]:
@@ -160,28 +188,42 @@ def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime)
     Returns what each grant (by number) gives, and the credits that no grant could give.
     """
     draws = []
-    for grant in list_drawable(organisation):
-        if not credits_wanted:
-            break
+    used_up = False
+    for grant in walk_drawable(organisation):
         if (grant.effective_at or ALWAYS) <= occurred_at < (grant.expires_at or NEVER):
             taken = min(credits_wanted, grant.remaining)
             grant.remaining -= taken
             grant.drawn += taken
-            grant.open = grant.remaining > 0
+            if not grant.remaining:
+                grant.open, used_up = False, True
             organisation.changed_grants[grant.grant_no] = grant
             draws.append((grant.grant_no, taken))
             credits_wanted -= taken
-    if draws and any(not grant.open for grant in list_drawable(organisation)):
-        organisation.draw_list = None
+            if not credits_wanted:
+                break
+    if used_up:
+        drop_closed(organisation)
     return draws, credits_wanted
 
 
-def list_drawable(organisation: Organisation) -> list[Grant]:
-    """Return the active grants in draw order. The list is kept until one of them closes."""
+def walk_drawable(organisation: Organisation) -> Iterator[Grant]:
+    """Yield the active grants in draw order. Those that are not known yet are read when their turn comes."""
     if organisation.draw_list is None:
         active = [grant for grant in organisation.grants.values() if grant.state is ACTIVE]
         organisation.draw_list = sorted(active, key=draw_order)
-    return organisation.draw_list
+    known = organisation.draw_list
+    for place in count():
+        while organisation.read_more and (place == len(known) or draw_order(known[place]) > organisation.read_to):
+            organisation.read_more()
+        if place == len(known):
+            return
+        yield known[place]
+
+
+def drop_closed(organisation: Organisation) -> None:
+    """Take the grants that are closed off the list of those to be drawn."""
+    if organisation.draw_list is not None:
+        organisation.draw_list = [grant for grant in organisation.draw_list if grant.open]
 
 
 def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> None:
@@ -193,31 +235,29 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
         return
     require_exact_total(organisation, event.credits)
     organisation.grant_count += 1
+    organisation.promised += event.credits
     content = {name: getattr(event, name) for name in GRANT_CONTENT}
-    organisation.grants[event.grant_ref] = grant = Grant(organisation.grant_count, event.grant_ref, **content)
+    grant = Grant(organisation.grant_count, event.grant_ref, **content)
     organisation.changed_grants[grant.grant_no] = grant
-    organisation.settled_at = None
+    learn(organisation, grant, terms)
     if (grant.effective_at or ALWAYS) <= terms.now:
         allot(organisation, terms, grant)
 
 
 def require_exact_total(organisation: Organisation, credits_given: int) -> None:
-    """Note the credits of a new grant. Raises TotalTooLarge if the organisation's balance could then not be exact.
+    """Raise TotalTooLarge if the organisation's balance could not be exact with a new grant of these credits.
 
-    Grants that start later count too, because no event can be refused when they start. Fewer than 9,007 grants cannot
-    reach the limit. Beyond that the open grants are summed once a batch, and again when the limit seems to be reached.
+    Grants that start later count too, because no event can be refused when they start.
     """
-    if (organisation.grant_count + 1) * CREDITS_MAX <= TOTAL_MAX:
-        return
-    promised = organisation.promised
-    if promised is None or promised + credits_given > TOTAL_MAX:
-        open_grants = (grant for grant in organisation.grants.values() if grant.open)
-        promised = sum(grant.credits if grant.state is PENDING else grant.remaining for grant in open_grants)
-    if promised + credits_given > TOTAL_MAX:
+    if may_reach_total(organisation, 1) and organisation.promised + credits_given > TOTAL_MAX:
         raise TotalTooLarge(
             f"the open grants would hold more than {TOTAL_MAX} credits; many JSON readers lose digits above that"
         )
-    organisation.promised = promised + credits_given
+
+
+def may_reach_total(organisation: Organisation, new_grants: int) -> bool:
+    """Tell whether the organisation has, with the new ones, so many grants that their sum can pass `TOTAL_MAX`."""
+    return (organisation.grant_count + new_grants) * CREDITS_MAX > TOTAL_MAX
 
 
 def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -> None:
@@ -246,9 +286,10 @@ def allot(organisation: Organisation, terms: Terms, grant: Grant) -> None:
 
 def close(organisation: Organisation, terms: Terms, grant: Grant, kind: Kind) -> None:
     """Close a grant for good, and add a movement of this kind (expire or revoke) if credits remained."""
+    organisation.promised -= grant.credits if grant.state is PENDING else grant.remaining
     lapsed, grant.remaining, grant.open = grant.remaining, 0, False
     organisation.changed_grants[grant.grant_no] = grant
-    organisation.draw_list = None
+    drop_closed(organisation)
     if kind is Kind.EXPIRE:
         grant.expired = lapsed
     else:

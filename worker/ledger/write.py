@@ -1,10 +1,11 @@
 """How is a batch of entries posted, once and whole?"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
 
 from psycopg import Connection
 from uuid_utils import uuid7
@@ -27,10 +28,12 @@ from worker.ledger.entries import Entry, Refusal
 from worker.ledger.faults import PostingFails, describe, make_trial, may_be_an_events
 from worker.ledger.grants import Grant
 from worker.ledger.hash_chain import initial_hash, next_hash
-from worker.ledger.posting import Organisation, Terms, post
+from worker.ledger.posting import Organisation, Terms, learn, learn_drawable, may_reach_total, post, time_of
 
 SQL = load_queries(__file__)
 
+READ_AT_ONCE = 100
+"""How many of an organisation's active grants are read at once. More are read only if a usage gets that far."""
 WRITTEN_AT_ONCE = 250
 """After how many events their movements are sent: Postgres writes them while Python posts the next events."""
 
@@ -69,7 +72,7 @@ class Batch:
     """What the posting of a batch works with while its organisations are locked.
 
     `org_nos` and `organisations` go by org_id. `buried` holds, by stream and entry id, the digests of the entries that
-    are dead letters already. `terms` is read last.
+    are dead letters already. `terms` is set once the organisations are locked.
     """
 
     connection: Connection[Any]
@@ -152,7 +155,7 @@ def post_batch(connection: Connection[Any], ledger: Ledger, entries: Sequence[En
     batch = Batch(connection, ledger, Posted(org_ids=set(org_ids), refusals=refusals))
     lock_organisations(batch, org_ids, [] if again else entries)
     read_named(batch, [event for _, event in events])
-    batch.terms = read_terms(batch)
+    read_drawable(batch, list_usage_spans(batch, events))
     with connection.pipeline():
         for start in range(0, len(events), WRITTEN_AT_ONCE):
             part = events[start : start + WRITTEN_AT_ONCE]
@@ -177,7 +180,10 @@ def parse_events(entries: Sequence[Entry], ledger: Ledger) -> tuple[list[tuple[E
 
 
 def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[Entry]) -> None:
-    """Insert the organisations that are new, lock and read all, and find which of the entries were buried before."""
+    """Insert the organisations that are new, lock and read all, and find which of the entries were buried before.
+
+    The clock is read once the locks are granted.
+    """
     sources = {
         "streams": format_array(entry.stream for entry in entries),
         "entry_ids": format_array(entry.entry_id for entry in entries),
@@ -188,6 +194,7 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
         found = connection.execute(SQL["find_buried"], sources)
         connection.execute(SQL["insert_organisations"], {"org_ids": format_array(org_ids)})
         locked = connection.execute(SQL["lock_organisations"], {"org_ids": format_array(org_ids)})
+        clock = connection.execute(SQL["read_clock"])
     for stream, entry_id, digest in found:
         batch.buried[stream, entry_id].add(digest)
     feeds = count_feeds(batch.ledger.usage_kinds)
@@ -195,14 +202,16 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
         counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
         batch.org_nos[org_id] = org_no
         batch.organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at, last_hash)
+    [(now,)] = clock.fetchall()
+    batch.terms = Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers, uuid7)
 
 
 def read_named(batch: Batch, events: Sequence[Event]) -> None:
-    """Read into the locked organisations their open grants, and the grants and usages that the events name.
+    """Read into the locked organisations the grants and usages that the events name, and the grants that are due.
 
     These statements run after the locks are held, so under READ COMMITTED they see what others have committed.
     """
-    org_nos = batch.org_nos
+    org_nos, terms = batch.org_nos, batch.terms
     # Each ref once: a usage is the sum of its movements, and a ref that is named twice would be summed twice.
     usages = dict.fromkeys(
         (org_nos[event.org_id], event.usage_ref) for event in events if isinstance(event, UsageEvent)
@@ -210,30 +219,70 @@ def read_named(batch: Batch, events: Sequence[Event]) -> None:
     grants = dict.fromkeys(
         (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
     )
-    with batch.connection.pipeline():
-        found_grants = batch.connection.execute(
-            SQL["read_grants"],
-            {"org_nos": format_array(org_nos.values()), **format_columns(grants, "ref_org_nos", "grant_refs")},
-        )
-        found_usages = batch.connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
+    new_grants = Counter(event.org_id for event in events if isinstance(event, GrantEvent))
+    summed = [
+        org_nos[org_id] for org_id, new in new_grants.items() if may_reach_total(batch.organisations[org_id], new)
+    ]
+    parameters = {
+        "org_nos": format_array(org_nos.values()),
+        "now": terms.now,
+        "ended_at": terms.now - terms.expiry_grace,
+        **format_columns(grants, "ref_org_nos", "grant_refs"),
+    }
+    connection = batch.connection
+    with connection.pipeline():
+        found_grants = connection.execute(SQL["read_grants"], parameters)
+        found_usages = connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
+        sums = connection.execute(SQL["sum_grants"], {"org_nos": format_array(summed)}) if summed else ()
     by_no = {org_nos[org_id]: organisation for org_id, organisation in batch.organisations.items()}
-    for (
-        org_no, grant_no, grant_ref, credits_given, source, priority, effective_at, expires_at,
-        remaining, drawn, expired, revoked, allot_position, is_open, revoke_reason,
-    ) in found_grants:  # fmt: skip
-        by_no[org_no].grants[grant_ref] = Grant(
-            grant_no, grant_ref, credits_given, source, priority, effective_at, expires_at,
-            remaining, drawn, expired, revoked, allot_position, is_open, revoke_reason,
-        )  # fmt: skip
+    for org_no, *grant in found_grants:
+        learn(by_no[org_no], Grant(*grant), terms)
     usage_kinds = batch.ledger.usage_kinds
     for org_no, usage_ref, usage_number, credits_used in found_usages:
         by_no[org_no].usages[usage_ref] = (usage_kinds[usage_number], credits_used)
+    for org_no, promised in sums:
+        by_no[org_no].promised = int(promised)
 
 
-def read_terms(batch: Batch) -> Terms:
-    """Return what is the same for all events of the batch. The clock is read after the locks were granted."""
-    [(now,)] = batch.connection.execute(SQL["read_clock"]).fetchall()
-    return Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers, uuid7)
+class Span(NamedTuple):
+    """The times of the first and of the last usage of an organisation in a batch."""
+
+    first: datetime
+    last: datetime
+
+
+def list_usage_spans(batch: Batch, events: Sequence[tuple[Entry, Event]]) -> dict[str, Span]:
+    """Return the span of time in which each organisation's usages of the batch occurred."""
+    spans: dict[str, Span] = {}
+    for entry, event in events:
+        if isinstance(event, UsageEvent):
+            occurred_at = time_of(event, entry.added_at, batch.terms)
+            known = spans.get(event.org_id)
+            if known is None:
+                spans[event.org_id] = Span(occurred_at, occurred_at)
+            elif not known.first <= occurred_at <= known.last:
+                spans[event.org_id] = Span(min(known.first, occurred_at), max(known.last, occurred_at))
+    return spans
+
+
+def read_drawable(batch: Batch, spans: Mapping[str, Span], after: int | None = None) -> None:
+    """Read the next active grants in draw order of these organisations, at most `READ_AT_ONCE` of each.
+
+    A grant that was valid at no time of the organisation's span is passed over: no usage of the batch can draw it.
+    `after` is the number of the grant that was read last, None to begin. The first call is sent outside of any
+    pipeline: after the flush of a pipeline Postgres takes the session for busy, and the limit on idle transactions does
+    not apply.
+    """
+    rows = [(batch.org_nos[org_id], after, *span) for org_id, span in spans.items()]
+    columns = format_columns(rows, "org_nos", "after", "first_usage_at", "last_usage_at")
+    found: dict[int, list[Grant]] = defaultdict(list)
+    for org_no, *grant in batch.connection.execute(SQL["read_drawable"], columns | {"most": READ_AT_ONCE}).fetchall():
+        found[org_no].append(Grant(*grant))
+    for org_id, span in spans.items():
+        grants, organisation = found[batch.org_nos[org_id]], batch.organisations[org_id]
+        learn_drawable(organisation, grants, batch.terms, all_known=len(grants) < READ_AT_ONCE)
+        if len(grants) == READ_AT_ONCE:
+            organisation.read_more = partial(read_drawable, batch, {org_id: span}, grants[-1].grant_no)
 
 
 def post_events(batch: Batch, events: Sequence[tuple[Entry, Event]]) -> None:

@@ -41,23 +41,78 @@ ORDER BY org_id
 FOR UPDATE;
 
 -- name: read_grants
--- The open grants of the locked organisations, and those that the batch names, open or not.
-SELECT
-    org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
-    remaining, drawn, expired, revoked, allot_position, open, revoke_reason
-FROM grants
-WHERE org_no = ANY(%(org_nos)s::bigint[]) AND open
-UNION ALL
-SELECT closed.*
-FROM unnest(%(ref_org_nos)s::bigint[], %(grant_refs)s::text[]) AS r (org_no, grant_ref)
+-- The grants of the locked organisations whose start or end has come, and those that the batch names, open or not. An
+-- organisation may have very many open grants: the others are not read.
+SELECT due.*
+FROM unnest(%(org_nos)s::integer[]) AS o (org_no)
 CROSS JOIN LATERAL (
     SELECT
         org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
         remaining, drawn, expired, revoked, allot_position, open, revoke_reason
     FROM grants AS g
-    WHERE g.org_no = r.org_no AND g.grant_ref = r.grant_ref AND NOT g.open
+    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NULL
+        AND g.effective_at <= %(now)s::timestamptz
+    UNION ALL
+    SELECT
+        org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
+        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+    FROM grants AS g
+    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
+        AND g.expires_at <= %(ended_at)s::timestamptz
+) AS due
+UNION ALL
+SELECT named.*
+FROM unnest(%(ref_org_nos)s::integer[], %(grant_refs)s::text[]) AS r (org_no, grant_ref)
+CROSS JOIN LATERAL (
+    SELECT
+        org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
+        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+    FROM grants AS g
+    WHERE g.org_no = r.org_no AND g.grant_ref = r.grant_ref
     LIMIT 1 -- there is at most one; the limit stops the planner from reversing the join
-) AS closed;
+) AS named;
+
+-- name: read_drawable
+-- The active grants that come after a grant in draw order, and were valid at some time of a span. The range of the
+-- index begins at that grant, so reading on costs what is read, however many an organisation has.
+SELECT next.*
+FROM unnest(
+    %(org_nos)s::integer[], %(after)s::bigint[], %(first_usage_at)s::timestamptz[], %(last_usage_at)s::timestamptz[]
+) AS o (org_no, after, first_usage_at, last_usage_at)
+LEFT JOIN grants AS l ON l.org_no = o.org_no AND l.grant_no = o.after
+CROSS JOIN LATERAL (
+    SELECT
+        org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
+        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+    FROM grants AS g
+    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
+        AND (g.priority, COALESCE(g.expires_at, 'infinity'), COALESCE(g.effective_at, '-infinity'), g.allot_position)
+            > (
+                COALESCE(l.priority, -1::smallint), COALESCE(l.expires_at, 'infinity'),
+                COALESCE(l.effective_at, '-infinity'), COALESCE(l.allot_position, 0)
+            )
+        AND COALESCE(g.effective_at, '-infinity') <= o.last_usage_at
+        AND COALESCE(g.expires_at, 'infinity') > o.first_usage_at
+    ORDER BY
+        g.priority, COALESCE(g.expires_at, 'infinity'), COALESCE(g.effective_at, '-infinity'), g.allot_position
+    LIMIT %(most)s
+) AS next;
+
+-- name: sum_grants
+-- The credits of all open grants of organisations that have very many, those that start later included. The sum is
+-- numeric: an older version let it grow larger than a bigint.
+SELECT o.org_no, COALESCE(active.credits, 0) + COALESCE(pending.credits, 0)
+FROM unnest(%(org_nos)s::integer[]) AS o (org_no)
+CROSS JOIN LATERAL (
+    SELECT sum(g.remaining) AS credits
+    FROM grants AS g
+    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
+) AS active
+CROSS JOIN LATERAL (
+    SELECT sum(g.credits) AS credits
+    FROM grants AS g
+    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NULL
+) AS pending;
 
 -- name: read_usages
 -- The usage kind and the credits of those usages of the batch that are posted. A usage is the sum of its movements: at
@@ -82,8 +137,7 @@ CROSS JOIN LATERAL (
 WHERE known.credits IS NOT NULL;
 
 -- name: read_clock
--- The clock that all decisions follow, read after the locks were granted. It is sent outside of any pipeline: after the
--- flush of a pipeline Postgres takes the session for busy, and the limit on idle transactions does not apply.
+-- The clock that all decisions follow, read after the locks were granted.
 SELECT clock_timestamp();
 
 -- name: insert_movements
