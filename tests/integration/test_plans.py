@@ -8,8 +8,11 @@ import pytest
 from feeds.database import begin
 from feeds.schema import check_ledger
 from tests.integration.test_ledger import entry, post_all
+from worker.commands import health
 from worker.intake import sweep
+from worker.ledger import dead_letters
 from worker.ledger import write as ledger
+from worker.metrics import scrape
 from worker.settings import WorkerSettings
 
 
@@ -140,3 +143,31 @@ def test_kinds_added_later_extend_the_counts(connection):
         ledger.post_entries(connection, facts, [entry(usage | {"usage_ref": "u2", "usage_kind": "new_usage"})])
     [(counts,)] = connection.execute("SELECT counts FROM organisations").fetchall()
     assert counts == [2, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1]
+
+
+ANY = {"code": None, "org_id": None, "limit": 100}
+DEAD_LETTER_PLANS = [
+    (dead_letters.SQL["list_dead_letters"], ANY | {"org_id": "org_rare"}, "dead_letters_by_organisation"),
+    (dead_letters.SQL["count_dead_letters"], ANY | {"org_id": "org_rare"}, "dead_letters_by_organisation"),
+    (dead_letters.SQL["list_dead_letters"], ANY | {"code": "conflict"}, "dead_letters_pkey"),
+    (dead_letters.SQL["list_dead_letters"], ANY | {"code": "too_large"}, "dead_letters_by_code"),
+    (scrape.SQL["count_dead_letters"], {"codes": ["conflict", "too_large"]}, "dead_letters_by_code"),
+]
+
+
+def test_very_many_dead_letters_are_listed_and_counted_by_an_index(connection):
+    connection.execute(
+        "INSERT INTO dead_letters (stream, entry_id, digest, raw, raw_bytes, org_id, code, message, added_at)"
+        " SELECT 'events:{0}', n || '-0', sha256(n::text::bytea), sha512(n::text::bytea), 64,"
+        " CASE WHEN n % 1000 = 0 THEN 'org_rare' ELSE 'org_a' END,"
+        " CASE WHEN n % 1000 = 0 THEN 'too_large' ELSE 'conflict' END, 'a message', now()"
+        " FROM generate_series(1, 50000) AS n"
+    )
+    connection.execute("VACUUM (ANALYZE) dead_letters")
+    for query, parameters, index in DEAD_LETTER_PLANS:
+        with begin(connection):
+            if query is scrape.SQL["count_dead_letters"]:
+                connection.execute(scrape.SQL["bound_scrape"])
+            explained = [line for (line,) in connection.execute(b"EXPLAIN " + query, parameters)]
+        assert any(index in line for line in explained), explained
+    assert connection.execute(health.SQL["read_health"]).fetchall()[0][2] == 50_000

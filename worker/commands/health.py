@@ -27,7 +27,10 @@ FULL = 0.7
 
 
 class LedgerHealth(NamedTuple):
-    """What Postgres reports: when a batch was last posted, how many seconds ago, the dead letters, and its clock."""
+    """What Postgres reports: when a batch was last posted, how many seconds ago, the dead letters, and its clock.
+
+    At most 1,000,000 dead letters are counted.
+    """
 
     last_batch_at: datetime | None
     last_batch_s: float | None

@@ -46,7 +46,7 @@ def ledger_metrics() -> Iterator[Metric]:
     """Yield what Postgres knows of the write side."""
     up = GaugeMetricFamily("usage_feeds_server_up", "Whether a server gave an answer", labels=["server"])
     age = gauge("last_batch_age_seconds", "How long ago a batch was last posted")
-    dead = gauge("dead_letters", "Events that could not be posted, by code", "code")
+    dead = gauge("dead_letters", "Events that could not be posted, by code; at most 1,000,000 are counted", "code")
     try:
         with (
             connect_database(worker_settings().database_url, CONNECT_WITHIN_S) as connection,
@@ -54,7 +54,7 @@ def ledger_metrics() -> Iterator[Metric]:
         ):
             connection.execute(SQL["bound_scrape"])
             [(last_batch_age_s,)] = connection.execute(SQL["read_last_batch_age"]).fetchall()
-            dead_letters: dict[str, int] = dict(connection.execute(SQL["count_dead_letters"]).fetchall())
+            counted = connection.execute(SQL["count_dead_letters"], {"codes": list(codes_of(EventRefused))}).fetchall()
     except psycopg.Error:
         up.add_metric(["postgres"], 0)
         yield up
@@ -63,7 +63,7 @@ def ledger_metrics() -> Iterator[Metric]:
     yield up
     if last_batch_age_s is not None:
         age.add_metric([], last_batch_age_s)
-    for code, number in (dict.fromkeys(codes_of(EventRefused), 0) | dead_letters).items():
+    for code, number in counted:
         dead.add_metric([code], number)
     yield age
     yield dead

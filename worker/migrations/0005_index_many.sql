@@ -15,3 +15,7 @@ CREATE INDEX ending_grants ON grants (org_no, expires_at)
 WHERE open AND allot_position IS NOT NULL AND expires_at IS NOT NULL;
 
 DROP INDEX open_grants;
+
+-- There may be very many dead letters: they are listed, newest first, and counted, by code or by organisation.
+CREATE INDEX dead_letters_by_code ON dead_letters (code, dead_letter_id);
+CREATE INDEX dead_letters_by_organisation ON dead_letters (org_id, dead_letter_id) WHERE org_id IS NOT NULL;
