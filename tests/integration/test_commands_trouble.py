@@ -1,7 +1,9 @@
+import psycopg
 import pytest
 
 from tests.conftest import clear_settings
 from tests.integration.command_line import run
+from worker.audit import ledger as audit
 
 DEAD_POSTGRES = "postgresql://someone:geheim@127.0.0.1:1/ledger"
 DEAD_REDIS = "redis://:geheim@127.0.0.1:1/0"
@@ -68,3 +70,19 @@ def test_a_command_without_its_libraries_says_what_to_install(monkeypatch):
     monkeypatch.setattr("worker.commands.import_module", import_without_psycopg)
     result = run("health", code=2)
     assert result.stderr == "usage-feeds: psycopg is not installed: pip install 'usage-feeds[server,local]'.\n"
+
+
+def test_verify_starts_again_without_parallel_queries_where_postgres_has_no_room_for_them(environment, monkeypatch):
+    run("grant", "org_a", "5")
+    run("drain")
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION need_room() RETURNS TABLE (a int, b text, c text, d text, e text) LANGUAGE plpgsql AS $$"
+            " BEGIN IF current_setting('max_parallel_workers_per_gather') <> '0' THEN"
+            " RAISE EXCEPTION 'could not resize shared memory segment' USING ERRCODE = 'disk_full'; END IF; END $$"
+        )
+    monkeypatch.setitem(audit.SQL, "find_wrong_draws", b"SELECT * FROM need_room()")
+
+    result = run("verify")
+    assert "1 organisation, 1 movement, 1 grant" in result.stdout
+    assert result.stderr.startswith("usage-feeds: Postgres has no room for a parallel query, so verify starts again")

@@ -74,6 +74,8 @@ def audit_ledger(
     org_id: str | None = None,
     noted: NotedHash | None = None,
     others: Sequence[Connection[Any]] = (),
+    *,
+    parallel: bool = True,
 ) -> Audit:
     """Recompute every invariant in one snapshot, so the result is exact under load.
 
@@ -83,15 +85,18 @@ def audit_ledger(
         noted: A hash of this organisation that was noted earlier. If it is still right, nothing up to it was changed.
         others: More connections to the same database, in no transaction. All organisations are divided among the
             connections, because a rule keeps only one core of Postgres busy.
+        parallel: Whether a query may use parallel workers of Postgres, which share memory through /dev/shm.
 
     Raises:
         UnknownOrganisation: There is no organisation of this id.
+        psycopg.errors.DiskFull: Postgres has no room left; if `parallel`, /dev/shm may be too small.
     """
+    prepare = SQL["prepare_audit"] + (b"" if parallel else SQL["forbid_parallel"])
     with begin(connection, SQL["begin_snapshot"]), connection.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(SQL["prepare_audit"])
+        cursor.execute(prepare)
         organisations = EVERY_ORGANISATION if org_id is None else find_organisation(cursor, org_id)
         [(org_count, movements, grants)] = cursor.execute(SQL["count_checked"], organisations._asdict()).fetchall()
-        found = check_organisations(connection, organisations, others if org_id is None else ())
+        found = check_organisations(connection, organisations, others if org_id is None else (), prepare)
         found += cursor.execute(SQL["find_wrong_offsets"]).fetchall()
         newest = None
         if org_id is not None:
@@ -112,9 +117,12 @@ def find_organisation(cursor: Cursor[Any], org_id: str) -> OrgRange:
 
 
 def check_organisations(
-    connection: Connection[Any], organisations: OrgRange, others: Sequence[Connection[Any]]
+    connection: Connection[Any], organisations: OrgRange, others: Sequence[Connection[Any]], prepare: bytes
 ) -> list[Row]:
-    """Return what all rules find. Each connection checks its part of the organisations, in the first one's snapshot."""
+    """Return what all rules find. Each connection checks its part of the organisations, in the first one's snapshot.
+
+    `prepare` is the SQL with which each of the other connections begins.
+    """
     if not others:
         return list(chain.from_iterable(check_range(connection, organisations, Event())))
     stopped = Event()
@@ -124,7 +132,7 @@ def check_organisations(
 
     def check_part(other: Connection[Any], part: OrgRange) -> list[list[Row]]:
         with begin(other, SQL["begin_snapshot"] + import_snapshot):
-            other.execute(SQL["prepare_audit"])
+            other.execute(prepare)
             return check_range(other, part, stopped)
 
     with ThreadPoolExecutor(max_workers=len(others)) as threads:

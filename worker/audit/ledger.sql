@@ -14,6 +14,10 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0; -- a connection may wait for the others
 SET LOCAL parallel_tuple_cost = 0.005;
 
+-- name: forbid_parallel
+-- A parallel query shares memory through /dev/shm, of which a container may have too little.
+SET LOCAL max_parallel_workers_per_gather = 0;
+
 -- name: count_checked
 -- How many organisations, movements and grants are checked, according to the counts in the organisations' rows.
 SELECT count(*), COALESCE(sum(counts[1]), 0)::bigint, COALESCE(sum(grants), 0)::bigint

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from psycopg import Connection
+from psycopg.errors import DiskFull
 
 from feeds.cached.format import FeedsAway
 from feeds.cached.worker_connection import WorkerConnection
@@ -40,7 +41,7 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
     noted = read_noted(org, position, noted_hash)
     with open_ledger() as (connection, ledger), open_database() as second, open_streams() as streams:
         try:
-            audit = audit_ledger(connection, org, noted, others=[second])
+            audit = audit_with_little_memory(connection, org, noted, second)
         except UnknownOrganisation:
             raise CommandFailed(
                 f"Unknown organisation {org}. It exists once it has an event, a key or a member."
@@ -60,6 +61,21 @@ def verify(*, org: str | None, position: int | None, noted_hash: str | None, as_
         print_audit(audit, cached_feeds)
     if audit.findings:
         sys.exit(1)
+
+
+def audit_with_little_memory(
+    connection: Connection[Any], org: str | None, noted: NotedHash | None, second: Connection[Any]
+) -> Audit:
+    """Audit the ledger; once more without parallel queries if Postgres has no room for them."""
+    try:
+        return audit_ledger(connection, org, noted, others=[second])
+    except DiskFull:
+        click.echo(
+            "usage-feeds: Postgres has no room for a parallel query, so verify starts again without: it takes longer."
+            " Give Postgres's container `shm_size: 256mb`, or remount its /dev/shm with size=256m.",
+            err=True,
+        )
+        return audit_ledger(connection, org, noted, others=[second], parallel=False)
 
 
 def read_noted(org: str | None, position: int | None, noted_hash: str | None) -> NotedHash | None:

@@ -51,7 +51,7 @@ def judge_shared_memory(kind: str, size: int | None) -> list[Finding]:
         kind: Postgres's setting `dynamic_shared_memory_type`.
         size: The size of /dev/shm in bytes, None if Postgres runs on another machine.
     """
-    why = "If it is too small, `verify` of a large ledger ends: a parallel query finds no space left on the device."
+    why = "If it is too small for a parallel query, `verify` of a large ledger starts again without, and takes longer."
     if kind != "posix":
         return []
     if size is None:
