@@ -29,9 +29,11 @@ COUNT = "SELECT count(*) FROM movements WHERE kind = %s AND usage_ref LIKE 'expi
 class UsageTraffic(Traffic):
     """Only usages, of many organisations."""
 
+    organisations = 200
+
     def next_event(self) -> tuple[str, bytes]:
         self.number += 1
-        org_id = f"org_u{self.rng.randrange(200)}"
+        org_id = f"org_u{self.rng.randrange(self.organisations)}"
         return org_id, json.dumps(self.make_usage(org_id)).encode()
 
 

@@ -30,6 +30,8 @@ def drain(intake: Intake, until: float) -> None:
             return  # it leaves the awake key and the waking of successors to the drains that hold the shards
         if outcome is Outcome.LEFTOVERS:
             sleep(OTHERS_PAUSE_S)
+        if outcome is Outcome.POSTED and intake.rest_s:
+            sleep(intake.rest_s)
     leave(intake, shards)
     counters.flush(intake.streams)
 

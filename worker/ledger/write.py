@@ -44,7 +44,8 @@ class Posted:
 
     `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what
     was buried. `types` counts the accepted events by type, repeats included. `splits` counts how often the batch was
-    halved to find an event that cannot be posted.
+    halved to find an event that cannot be posted. `locking` is how long Postgres took to find and lock the
+    organisations.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Posted:
     refusals: list[Refusal] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
     splits: int = 0
+    locking: timedelta = timedelta()
 
     def merge(self, other: "Posted") -> "Posted":
         """Return the result of this half of a batch and the `other`, which was posted after it."""
@@ -64,6 +66,7 @@ class Posted:
             self.refusals + other.refusals,
             self.types + other.types,
             self.splits + other.splits + 1,
+            self.locking + other.locking,
         )
 
 
@@ -193,6 +196,7 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
         connection.execute(SQL["bound_work"])
         found = connection.execute(SQL["find_buried"], sources)
         connection.execute(SQL["insert_organisations"], {"org_ids": format_array(org_ids)})
+        clock_before = connection.execute(SQL["read_clock"])
         locked = connection.execute(SQL["lock_organisations"], {"org_ids": format_array(org_ids)})
         clock = connection.execute(SQL["read_clock"])
     for stream, entry_id, digest in found:
@@ -202,7 +206,8 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
         counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
         batch.org_nos[org_id] = org_no
         batch.organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at, last_hash)
-    [(now,)] = clock.fetchall()
+    [(before,)], [(now,)] = clock_before.fetchall(), clock.fetchall()
+    batch.posted.locking = now - before
     batch.terms = Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers, uuid7)
 
 
