@@ -87,7 +87,7 @@ def compare_run(
         "sent again because they were not answered": f"{stream_sender.sent_again:,}",
         "answered by Valkey, missing after it was killed, sent again": f"{stream_sender.lost_by_valkey:,}",
         "events through `events.post`": f"{sum(map(len, celery_sender.sent)):,} in {len(celery_sender.sent):,} messages",
-        "kills (SIGKILL; Postgres: immediate stop)": ", ".join(
+        "kills (SIGKILL; Postgres: immediate stop), failovers, steps of beat's clock": ", ".join(
             f"{n} {part}" for part, n in deployment.kills.most_common()
         ),
         "lost": lost,

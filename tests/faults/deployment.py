@@ -5,48 +5,92 @@ All of them are real processes on loopback. A dead one is started again as soon 
 
 import os
 import signal
+import subprocess
+import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import psycopg
 
 from tests.faults import rabbitmq
+from tests.faults.redis_pair import RedisPair
+from tests.matrix.surroundings import configure_pgbouncer, start_pgbouncer
 from tests.servers import CHECKOUT, Processes, server_folder, wait_until, with_database
-from worker.local import children, postgres, valkey
+from worker.local import children, postgres
 from worker.local.children import Process
-from worker.migrations.runner import migrate
-from worker.settings import WorkerSettings
+from worker.local.valkey import free_port
 
 WORKERS = ("one", "two")
 WORKER_OPTIONS = ("--concurrency", "2", "--loglevel", "info")
+CLOCK_STEPS_S = ("-3600", "-120", "0", "2", "120", "3600")
+"""By how many seconds beat's clock is ahead after a step."""
+
+
+class Setup(NamedTuple):
+    """What a deployment is made of: the broker, PgBouncer before Postgres, and the commit whose code it starts with."""
+
+    broker: str = "redis"
+    pgbouncer: bool = False
+    upgrade_from: str | None = None
+
+
+PLAIN = Setup()
 
 
 class Deployment:
-    """All processes of a run. Use it only from the main thread: a child dies with the thread that started it."""
+    """All processes of a run. Use it only from the main thread: a child dies with the thread that started it.
 
-    def __init__(self, folder: Path, broker: str) -> None:
+    The processes reach Postgres by `pooled_url`, which leads through PgBouncer if there is one; the run itself reaches it
+    by `database_url`.
+    """
+
+    def __init__(self, folder: Path, setup: Setup) -> None:
         self.folder = folder
+        self.setup = setup
         self.kills: Counter[str] = Counter()
-        self.port = valkey.free_port()
+        self.port = free_port()
         self.on_kill: Callable[[str], None] = lambda _: None
-        self.start_servers(broker)
-        with psycopg.connect(self.database_url) as connection:
-            migrate(connection, WorkerSettings())
+        self.start_servers()
         self.processes = Processes(folder, self.environment())
+        if setup.upgrade_from:
+            self.processes.checkout = check_out(setup.upgrade_from, folder / "older")
+            self.processes.environment = self.environment()
+        self.migrate()
         self.running: dict[str, Process] = {}
         self.starts: Counter[str] = Counter()
         self.restart_dead()
 
-    def start_servers(self, broker: str) -> None:
+    def start_servers(self) -> None:
         self.server_log = (self.folder / "servers.log").open("ab")
         self.start_postgres()
-        self.start_valkey()
-        self.rabbitmq = rabbitmq.start(self.folder / "rabbit", self.server_log) if broker == "rabbitmq" else None
+        self.pooled_url = self.database_url
+        self.pgbouncer: Process | None = None
+        if self.setup.pgbouncer:
+            self.pooled_url = configure_pgbouncer(self.folder / "pgbouncer", self.database_url)
+            self.pgbouncer = start_pgbouncer(self.folder / "pgbouncer", self.server_log)
+        self.redis = RedisPair(self.folder / "redis", self.server_log)
+        self.redis_url = self.redis.url
+        in_rabbitmq = self.setup.broker == "rabbitmq"
+        self.rabbitmq = rabbitmq.start(self.folder / "rabbit", self.server_log) if in_rabbitmq else None
         self.broker_url = self.rabbitmq.url if self.rabbitmq else self.redis_url
+
+    def migrate(self) -> None:
+        """Bring the schema up to what the code of the processes needs."""
+        command = [sys.executable, "-m", "worker", "migrate"]
+        subprocess.run(command, cwd=self.processes.checkout, env=dict(self.processes.environment), check=True)
+
+    def upgrade(self) -> None:
+        """Migrate to this checkout's code under load. Processes that are started from now on run it, beside the older."""
+        self.processes.checkout = CHECKOUT
+        self.processes.environment = self.environment()
+        self.migrate()
 
     def start_postgres(self) -> None:
         self.postgres = postgres.start_postgres(self.folder / "postgres", self.server_log)
@@ -55,13 +99,10 @@ class Deployment:
                 connection.execute("CREATE DATABASE faults")
         self.database_url = with_database(self.postgres.url, "faults")
 
-    def start_valkey(self) -> None:
-        self.valkey = valkey.start_valkey(self.folder / "valkey", self.server_log)
-        self.redis_url = self.valkey.url
-
     def environment(self) -> Mapping[str, str]:
-        ours = {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url, "CELERY_BROKER_URL": self.broker_url}
-        ours |= {"PYTHONPATH": str(CHECKOUT), "USAGE_FEEDS_STATE": str(self.folder / "no-state")}
+        ours = {"DATABASE_URL": self.pooled_url, "REDIS_URL": self.redis_url, "CELERY_BROKER_URL": self.broker_url}
+        checkout = self.processes.checkout if hasattr(self, "processes") else CHECKOUT
+        ours |= {"PYTHONPATH": str(checkout), "USAGE_FEEDS_STATE": str(self.folder / "no-state")}
         return {**os.environ, **ours}
 
     def restart_dead(self) -> None:
@@ -69,7 +110,14 @@ class Deployment:
         celery = ("-m", "celery", "-A", "worker.tasks")
         commands = {
             **{name: (*celery, "worker", *WORKER_OPTIONS, "-n", f"{name}@%h") for name in WORKERS},
-            "beat": (*celery, "beat", "-s", str(self.folder / "beat-schedule")),
+            "beat": (
+                str(CHECKOUT / "tests" / "faults" / "moved_clock.py"),
+                str(self.folder / "beat-clock"),
+                *celery[2:],
+                "beat",
+                "-s",
+                str(self.folder / "beat-schedule"),
+            ),
             "endpoint": ("-m", "worker", "serve", "--port", str(self.port)),
         }
         for name, command in commands.items():
@@ -93,9 +141,11 @@ class Deployment:
     def kill(self, part: str, choose: Callable[[list[str]], str]) -> None:
         """Kill a part, and start it again. Postgres gets SIGQUIT, all others get SIGKILL.
 
+        Redis can also fail over, and beat's clock can move.
+
         Args:
             part: A key of `long_run.KILLS`.
-            choose: Picks the worker, or the process of its pool.
+            choose: Picks the worker, the process of its pool, or where beat's clock goes.
         """
         name = choose(list(WORKERS)) if part in {"worker", "pool process"} else part
         match part:
@@ -108,9 +158,17 @@ class Deployment:
                 children.stop(self.postgres.process, (signal.SIGQUIT,), within_s=30)
                 self.start_postgres()
             case "valkey":
-                os.kill(self.valkey.process.pid, signal.SIGKILL)
-                children.end_group(self.valkey.process)
-                self.start_valkey()
+                self.redis.kill_primary()
+            case "failover":
+                if not self.redis.fail_over():
+                    return
+            case "beat's clock":
+                (self.folder / "beat-clock").write_text(choose(list(CLOCK_STEPS_S)))
+            case "pgbouncer":
+                if self.pgbouncer is None:
+                    return
+                children.end_group(self.pgbouncer)
+                self.pgbouncer = start_pgbouncer(self.folder / "pgbouncer", self.server_log)
             case _:
                 children.end_group(self.running[name])
         self.on_kill(part)
@@ -131,7 +189,9 @@ class Deployment:
         """Stop all processes, the servers last."""
         for process in reversed(self.running.values()):
             children.stop(process, (signal.SIGTERM,), within_s=20)
-        children.stop(self.valkey.process, valkey.SIGNALS, within_s=20)
+        self.redis.end()
+        if self.pgbouncer:
+            children.end_group(self.pgbouncer)
         children.stop(self.postgres.process, postgres.SIGNALS, within_s=20)
         postgres.remove_socket_folder(self.postgres.home)
         if self.rabbitmq:
@@ -147,11 +207,19 @@ def pool_pids(worker: Process) -> list[int]:
         return []
 
 
+def check_out(commit: str, folder: Path) -> Path:
+    """Put the code of a commit into a folder, and return the folder."""
+    packed = subprocess.run(["git", "archive", commit], cwd=CHECKOUT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=BytesIO(packed)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
 @contextmanager
-def running_deployment(broker: str) -> Iterator[Deployment]:
+def running_deployment(setup: Setup = PLAIN) -> Iterator[Deployment]:
     """Give a deployment whose processes are all ready, and stop them afterwards."""
     with server_folder() as folder:
-        deployment = Deployment(folder, broker)
+        deployment = Deployment(folder, setup)
         try:
             wait_until(deployment.is_ready, within_s=60)
             yield deployment

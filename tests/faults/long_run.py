@@ -18,7 +18,7 @@ from redis import Redis
 
 from feeds.keys import create_key
 from tests.faults.comparison import compare_run
-from tests.faults.deployment import Deployment, is_met_within, running_deployment
+from tests.faults.deployment import Deployment, Setup, is_met_within, running_deployment
 from tests.faults.readers import Endpoint, Observations, Prober, Reader, Watcher
 from tests.faults.senders import Activity, CelerySender, StreamSender
 from tests.faults.traffic import CELERY_ORGANISATIONS, STREAM_ORGANISATIONS, Traffic, celery_lists
@@ -28,8 +28,13 @@ from worker.intake.streams import add, place, stream_of
 
 PROBE_ORGANISATIONS = [f"org_p{number}" for number in range(4)]
 ALL_ORGANISATIONS = [*STREAM_ORGANISATIONS, *CELERY_ORGANISATIONS, *PROBE_ORGANISATIONS]
-KILLS = {"worker": 54, "pool process": 22, "beat": 6, "endpoint": 8, "postgres": 5, "valkey": 5}
-"""What is killed, and how often relative to the others."""
+KILLS = {
+    "worker": 48, "pool process": 18, "beat": 6, "endpoint": 8, "postgres": 5, "valkey": 5,
+    "failover": 4, "beat's clock": 6, "pgbouncer": 4,
+}  # fmt: skip
+"""What is killed, or fails over, or moves, and how often relative to the others."""
+UPGRADE_AFTER = 1 / 3
+"""After which part of the time the upgrade begins."""
 DRAIN_WITHIN_S = 420.0
 """Longer than the time after which Redis redelivers the messages of a killed worker."""
 
@@ -39,7 +44,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}, {options.minutes:g} minutes, broker {options.broker}", flush=True)
-    with running_deployment(options.broker) as deployment:
+    with running_deployment(Setup(options.broker, options.pgbouncer, options.upgrade_from)) as deployment:
         return run(deployment, options, seed)
 
 
@@ -60,6 +65,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--broker", choices=("redis", "rabbitmq"), default="redis", help="the broker of Celery's messages"
     )
     parser.add_argument("--only", choices=KILLS, action="append", help="kill nothing else")
+    parser.add_argument("--pgbouncer", action="store_true", help="reach Postgres through PgBouncer, and kill it too")
+    parser.add_argument(
+        "--upgrade-from", metavar="COMMIT", help="begin with this older code, and upgrade after a third of the time"
+    )
     return parser.parse_args(arguments)
 
 
@@ -95,7 +104,9 @@ def run(deployment: Deployment, options: argparse.Namespace, seed: int) -> int:
         activity.join(30)
     result = compare_run(deployment, traffic, stream_sender, celery_sender, prober, observations, endpoint)
     table = {
-        "run": f"{minutes:.1f} min, seed {seed}, {options.rate:g} events/s, Celery over {options.broker}",
+        "run": f"{minutes:.1f} min, seed {seed}, {options.rate:g} events/s, Celery over {options.broker}"
+        + (", Postgres through PgBouncer" if options.pgbouncer else "")
+        + (f", upgraded from {options.upgrade_from}" if options.upgrade_from else ""),
         **result.table,
         "`events.post` lost by the broker before the task ran, then sent again": f"{lost_by_broker} of {sum(map(len, celery_sender.sent))}",
         "drained after the last kill": f"{recovery_s:.0f} s" if drained else "NO",
@@ -137,11 +148,18 @@ def kill_until_the_end(
     """Kill one part after the other, as the seed decides, until the time is over or an activity fails."""
     rng = random.Random(seed)
     kills = {part: weight for part, weight in KILLS.items() if part in (options.only or KILLS)}
+    if not options.pgbouncer:
+        kills.pop("pgbouncer", None)
     end = time.monotonic() + options.minutes * 60
+    upgrade_at = end - options.minutes * 60 * (1 - UPGRADE_AFTER) if options.upgrade_from else float("inf")
     next_kill = time.monotonic() + options.every
     reported_at = time.monotonic()
     while time.monotonic() < end and not any(activity.error for activity in activities):
         deployment.restart_dead()
+        if time.monotonic() >= upgrade_at:
+            print("upgrade", flush=True)
+            deployment.upgrade()
+            upgrade_at = float("inf")
         if time.monotonic() >= next_kill:
             [part] = rng.choices(list(kills), list(kills.values()))
             deployment.kill(part, rng.choice)

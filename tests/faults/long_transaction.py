@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--held", type=float, default=300, help="seconds for which the transaction stays open")
     parser.add_argument("--after", type=float, default=30, help="seconds after it")
     options = parser.parse_args()
-    with running_deployment("redis") as deployment:
+    with running_deployment() as deployment:
         return run(deployment, options)
 
 

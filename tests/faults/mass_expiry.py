@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=500, help="usages a second meanwhile")
     parser.add_argument("--lead", type=float, default=120, help="seconds from the first grant to the end of all")
     options = parser.parse_args()
-    with running_deployment("redis") as deployment:
+    with running_deployment() as deployment:
         return run(deployment, options)
 
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import psycopg
@@ -48,9 +48,24 @@ class Tls(NamedTuple):
     key: Path
 
 
+PGBOUNCER = Path("/usr/sbin/pgbouncer")
+
+
 @contextmanager
 def pgbouncer(folder: Path, database_url: str) -> Iterator[str]:
     """Give the URL of a database through PgBouncer in transaction mode."""
+    url = configure_pgbouncer(folder, database_url)
+    with (folder / "log").open("wb") as log:
+        process = start_pgbouncer(folder, log)
+    try:
+        wait_until(lambda: can_connect(url), within_s=10)
+        yield url
+    finally:
+        children.stop(process, (signal.SIGINT,), within_s=5)
+
+
+def configure_pgbouncer(folder: Path, database_url: str) -> str:
+    """Write the configuration of a PgBouncer in front of a database; return the database's URL through it."""
     parts = urlsplit(database_url)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     host, name = query.get("host") or parts.hostname, parts.path.lstrip("/")
@@ -65,20 +80,13 @@ def pgbouncer(folder: Path, database_url: str) -> Iterator[str]:
         "unix_socket_dir =\npool_mode = transaction\nmax_client_conn = 200\ndefault_pool_size = 8\n"
     )
     folder.chmod(0o755)
-    with (folder / "log").open("wb") as log:
-        process = children.start(
-            ["/usr/sbin/pgbouncer", str(folder / "pgbouncer.ini")],
-            cwd=folder,
-            env={},
-            output=log,
-            account=server_account(),
-        )
-    url = f"postgresql://{user}@127.0.0.1:{port}/{name}"
-    try:
-        wait_until(lambda: can_connect(url), within_s=10)
-        yield url
-    finally:
-        children.stop(process, (signal.SIGINT,), within_s=5)
+    return f"postgresql://{user}@127.0.0.1:{port}/{name}"
+
+
+def start_pgbouncer(folder: Path, log: IO[bytes]) -> children.Process:
+    """Start the PgBouncer whose configuration is in a folder."""
+    command = [str(PGBOUNCER), str(folder / "pgbouncer.ini")]
+    return children.start(command, cwd=folder, env={}, output=log, account=server_account())
 
 
 def can_connect(url: str) -> bool:
