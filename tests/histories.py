@@ -9,7 +9,7 @@ from uuid import UUID
 
 from feeds.movement import Movement
 from feeds.page import count_feeds
-from worker.ledger.posting import Organisation, Terms
+from worker.ledger.organisation import Organisation, Terms
 
 HISTORIES = json.loads((Path(__file__).parent / "vectors" / "posting.json").read_text())
 NAMES = [history["name"] for history in HISTORIES]

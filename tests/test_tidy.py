@@ -21,11 +21,12 @@ PURE = {
     "feeds.page",
     "worker.events",
     "worker.ledger.grants",
+    "worker.ledger.organisation",
     "worker.ledger.posting",
 }
 PURE_LIBRARIES = {"pydantic", "typeid", "uuid_utils"}
 STANDARD_LIBRARY_OF_VALUES = {
-    "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "itertools",
+    "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "heapq", "itertools",
     "json", "math", "operator", "re", "types", "typing", "uuid", "zlib",
 }  # fmt: skip
 """No clock, randomness, file or network. `datetime` and `uuid` have some of these: IMPURE_CALLS forbids them by name."""

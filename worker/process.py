@@ -19,7 +19,7 @@ from feeds.database import connect
 from feeds.schema import Ledger, UnusableSetup, check_ledger
 from worker.intake import counters
 from worker.intake.streams import connect as connect_streams
-from worker.ledger.write import Posted
+from worker.ledger.batch import Posted
 from worker.settings import worker_settings
 
 CONNECT_TIMEOUT_S = 5

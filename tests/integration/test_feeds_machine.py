@@ -31,7 +31,7 @@ from worker.intake import batch
 from worker.intake.backlog import read_backlogs
 from worker.intake.batch import Intake, Outcome, take_batch
 from worker.intake.streams import add, connect, place
-from worker.ledger import write
+from worker.ledger import read, write
 from worker.settings import WorkerSettings
 
 STARTED_AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -84,7 +84,7 @@ class World:
 def world(environment, redis_url, monkeypatch):
     feeds_url = f"{redis_url.rpartition('/')[0]}/1"  # a database of their own, so that a flush spares the streams
     monkeypatch.setenv("FEEDS_REDIS_URL", feeds_url)
-    for queries in (batch.SQL, write.SQL):
+    for queries in (batch.SQL, read.SQL, write.SQL):
         for name, query in queries.items():
             own_clock = query.replace(b"clock_timestamp()", b"current_setting('clock.now')::timestamptz")
             monkeypatch.setitem(queries, name, own_clock)

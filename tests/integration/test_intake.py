@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisAway
 
 from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
-from worker.intake import batch, poison, read_entries
+from worker.intake import batch, poison, read_entries, rest
 from worker.intake import drain as drain_module
 from worker.intake.backlog import Backlog, read_backlogs
 from worker.intake.batch import Intake, Outcome, measure_skew, take_batch
@@ -213,11 +213,11 @@ def test_a_drain_rests_only_while_postgres_needs_long_to_lock_an_organisation(in
     drain(intake, monotonic() + 0.2)
     assert rests == []
 
-    monkeypatch.setattr(batch, "LOCKING_TOLERATED", timedelta(seconds=-1))
+    monkeypatch.setattr(rest, "LOCKING_TOLERATED", timedelta(seconds=-1))
     send(streams, usage("slow"))
     drain(intake, monotonic() + 0.2)
     assert len(rests) == 1
-    assert 0 < rests[0] <= batch.REST_MAX_S
+    assert 0 < rests[0] <= rest.REST_MAX_S
 
 
 def test_a_drain_that_leaves_wakes_a_successor_if_it_has_posted_anything(intake, make_intake, streams):

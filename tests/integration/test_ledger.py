@@ -12,7 +12,7 @@ from feeds.movement import KIND_OF_LETTER
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES
 from worker.events import EVENT_BYTES
-from worker.ledger import write
+from worker.ledger import read, write
 from worker.ledger.entries import Entry
 from worker.ledger.write import post_entries
 from worker.settings import WorkerSettings
@@ -29,7 +29,7 @@ def connection(database_url):
 @pytest.fixture
 def clock(connection, monkeypatch):
     """Replace the clock that posting reads; returns a function that sets the time."""
-    monkeypatch.setitem(write.SQL, "read_clock", b"SELECT current_setting('clock.now')::timestamptz")
+    monkeypatch.setitem(read.SQL, "read_clock", b"SELECT current_setting('clock.now')::timestamptz")
     return lambda now: connection.execute("SELECT set_config('clock.now', %s, false)", [now])
 
 
@@ -67,10 +67,10 @@ def movements(connection, org_id, after=0):
     ]
 
 
-@pytest.mark.parametrize("read_at_once", [1, write.READ_AT_ONCE])
+@pytest.mark.parametrize("read_at_once", [1, read.READ_AT_ONCE])
 @pytest.mark.parametrize("history", HISTORIES, ids=NAMES)
 def test_every_step_of_a_history_writes_its_movements(connection, clock, monkeypatch, history, read_at_once):
-    monkeypatch.setattr(write, "READ_AT_ONCE", read_at_once)
+    monkeypatch.setattr(read, "READ_AT_ONCE", read_at_once)
     for step in history["steps"]:
         org_id = step["event"]["org_id"]
         before = len(movements(connection, org_id))
@@ -136,7 +136,7 @@ def test_the_two_equal_hours_at_the_end_of_summer_time_are_distinct(connection, 
 @pytest.mark.parametrize("late", [1, 2])
 def test_a_process_that_hangs_while_it_posts_loses_its_locks(connection, monkeypatch, late):
     monkeypatch.setattr(write, "WRITTEN_AT_ONCE", 1)
-    monkeypatch.setitem(write.SQL, "bound_work", write.SQL["bound_work"].replace(b"'60s'", b"'300ms'"))
+    monkeypatch.setitem(read.SQL, "bound_work", read.SQL["bound_work"].replace(b"'60s'", b"'300ms'"))
     calls, post = count(1), write.post
 
     def post_late(*arguments):

@@ -9,7 +9,7 @@ import pytest
 from feeds.database import begin
 from tests.integration.test_ledger import movements, post_all
 from worker.events import CREDITS_MAX
-from worker.ledger import posting, write
+from worker.ledger import organisation, posting, read
 from worker.ledger.posting import TOTAL_MAX
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -57,7 +57,7 @@ def random_batches(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_grants_that_are_read_bit_by_bit_are_drawn_like_grants_that_are_read_at_once(connection, monkeypatch, seed):
     for org_id, read_at_once in (("org_bit_by_bit", 2), ("org_at_once", 10_000)):
-        monkeypatch.setattr(write, "READ_AT_ONCE", read_at_once)
+        monkeypatch.setattr(read, "READ_AT_ONCE", read_at_once)
         for batch in random_batches(seed):
             post_all(connection, *[event | {"org_id": org_id} for event in batch])
     bit_by_bit = movements(connection, "org_bit_by_bit")
@@ -69,12 +69,12 @@ def count_read_grants(connection, monkeypatch, *events):
     """Post events; return how many grants the batch read or made."""
     learned = []
 
-    def learn(organisation, grant, terms):
+    def learn(state, grant, terms):
         learned.append(grant)
-        known(organisation, grant, terms)
+        known(state, grant, terms)
 
-    known = posting.learn
-    for module in (write, posting):
+    known = organisation.learn
+    for module in (read, posting, organisation):
         monkeypatch.setattr(module, "learn", learn)
     assert not post_all(connection, *events).refusals
     monkeypatch.undo()
@@ -88,7 +88,7 @@ def test_a_batch_reads_only_as_many_grants_as_it_needs(connection, monkeypatch):
     late = usage | {"occurred_at": "2020-01-01T00:00:00Z"}
     post_all(connection, *[grant | {"grant_ref": f"p{n}", "effective_at": "2100-01-01T00:00:00Z"} for n in range(500)])
 
-    first_page = write.READ_AT_ONCE
+    first_page = read.READ_AT_ONCE
     assert count_read_grants(connection, monkeypatch, usage | {"usage_ref": "one", "credits": 1}) == first_page
     assert count_read_grants(connection, monkeypatch, usage | {"usage_ref": "more", "credits": 2500}) == 3 * first_page
     assert count_read_grants(connection, monkeypatch, {"type": "settle", "org_id": "org_a"}) == 0
@@ -102,14 +102,14 @@ def test_grants_are_read_on_from_the_last_one_by_the_index_of_the_draw_order(con
     for start in range(0, 3000, 1000):
         post_all(connection, *[grant | {"grant_ref": f"g{n}"} for n in range(start, start + 1000)])
     parameters = {
-        "org_nos": [1], "after": [2500], "first_usage_at": [NOW], "last_usage_at": [NOW], "most": write.READ_AT_ONCE,
+        "org_nos": [1], "after": [2500], "first_usage_at": [NOW], "last_usage_at": [NOW], "most": read.READ_AT_ONCE,
     }  # fmt: skip
     with begin(connection):
-        connection.execute(write.SQL["bound_work"])
-        query = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + write.SQL["read_drawable"]
+        connection.execute(read.SQL["bound_work"])
+        query = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + read.SQL["read_drawable"]
         [([explained],)] = connection.execute(query, parameters).fetchall()
     plan = explained["Plan"]
-    assert plan["Actual Rows"] == write.READ_AT_ONCE
+    assert plan["Actual Rows"] == read.READ_AT_ONCE
     assert "grants_in_draw_order" in str(plan)
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 40
 

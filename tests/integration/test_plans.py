@@ -10,8 +10,7 @@ from feeds.schema import check_ledger
 from tests.integration.test_ledger import entry, post_all
 from worker.commands import health
 from worker.intake import sweep
-from worker.ledger import dead_letters
-from worker.ledger import write as ledger
+from worker.ledger import dead_letters, read, write
 from worker.metrics import scrape
 from worker.settings import WorkerSettings
 
@@ -24,7 +23,7 @@ def connection(database_url):
 
 def explain(connection, query, parameters):
     with begin(connection):
-        connection.execute(ledger.SQL["bound_work"])
+        connection.execute(read.SQL["bound_work"])
         rows = connection.execute(b"EXPLAIN " + query, parameters).fetchall()
     return "\n".join(line for (line,) in rows)
 
@@ -64,7 +63,7 @@ PARAMETERS = {
 def test_no_statement_of_a_posting_scans_a_table(connection, name, filled):
     if filled:
         connection.execute("INSERT INTO organisations (org_id) SELECT 'o' || n FROM generate_series(1, 2000) AS n")
-    plan = explain(connection, ledger.SQL[name], PARAMETERS[name])
+    plan = explain(connection, (read.SQL | write.SQL)[name], PARAMETERS[name])
     assert "Seq Scan" not in plan
     assert "Index" in plan
     assert "JIT" not in plan
@@ -81,10 +80,10 @@ def test_known_refs_are_looked_up_by_their_index_though_the_statistics_know_gran
     usage = {"type": "usage", "org_id": "org_0", "usage_kind": "ai_usage", "credits": 1}
     post_all(connection, *[usage | {"usage_ref": f"u{n}"} for n in range(900)])
 
-    usages = explain(connection, ledger.SQL["read_usages"], PARAMETERS["read_usages"])
+    usages = explain(connection, read.SQL["read_usages"], PARAMETERS["read_usages"])
     assert usages.index("Function Scan on r ") < usages.index("Index Scan using movements_by_usage_ref")
     assert usages.count("Scan") == 2
-    closed = explain(connection, ledger.SQL["read_grants"], PARAMETERS["read_grants"])
+    closed = explain(connection, read.SQL["read_grants"], PARAMETERS["read_grants"])
     assert closed.index("Function Scan on r ") < closed.index("grants_org_no_grant_ref_key")
 
 
@@ -140,7 +139,7 @@ def test_kinds_added_later_extend_the_counts(connection):
     connection.execute("INSERT INTO usage_kinds VALUES ('new_usage', 2)")
     facts = check_ledger(connection, WorkerSettings(usage_kinds=("ai_usage", "tm_usage", "new_usage")))
     with connection.transaction():
-        ledger.post_entries(connection, facts, [entry(usage | {"usage_ref": "u2", "usage_kind": "new_usage"})])
+        write.post_entries(connection, facts, [entry(usage | {"usage_ref": "u2", "usage_kind": "new_usage"})])
     [(counts,)] = connection.execute("SELECT counts FROM organisations").fetchall()
     assert counts == [2, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1]
 

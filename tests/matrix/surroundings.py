@@ -78,6 +78,7 @@ def configure_pgbouncer(folder: Path, database_url: str) -> str:
         f"[databases]\n{name} = host={host} port={backend_port} dbname={name} user={user}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nauth_file = {folder}/users.txt\n"
         "unix_socket_dir =\npool_mode = transaction\nmax_client_conn = 200\ndefault_pool_size = 8\n"
+        "server_login_retry = 1\n"
     )
     folder.chmod(0o755)
     return f"postgresql://{user}@127.0.0.1:{port}/{name}"

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from worker.intake.batch import ENOUGH, REST_MAX_S, find_rest
-from worker.ledger.write import Posted
+from worker.intake.rest import ENOUGH, REST_MAX_S, find_rest
+from worker.ledger.batch import Posted
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from tests.histories import organisation, terms
 from worker.events import CREDITS_MAX, GrantEvent, RevokeEvent, UsageEvent
 from worker.ledger.grants import Grant
-from worker.ledger.posting import TOTAL_MAX, TotalTooLarge, learn, post
+from worker.ledger.organisation import learn
+from worker.ledger.posting import TOTAL_MAX, TotalTooLarge, post
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=1)

@@ -26,24 +26,17 @@ from worker.intake import counters, poison
 from worker.intake.failures import note_failures, queue_clearing
 from worker.intake.poison import State, Suspicion, read_suspicion
 from worker.intake.read_entries import parse_entries, queue_read
+from worker.intake.rest import ENOUGH, find_rest
 from worker.intake.streams import AWAKE, AWAKE_MS, order_of, stream_of
+from worker.ledger.batch import Posted
 from worker.ledger.dead_letters import bury
 from worker.ledger.entries import Entry, Refusal
-from worker.ledger.write import Posted, post_entries
+from worker.ledger.write import post_entries
 
 SQL = load_queries(__file__)
 NO_SKEW = timedelta()
 SKEW_TOLERATED = timedelta(seconds=1)
 """By how much the clocks of Redis and Postgres may differ before the times of entries are corrected."""
-ENOUGH = 500
-"""How many entries make a batch worth its commit: shards are added until there are as many."""
-
-LOCKING_TOLERATED = timedelta(milliseconds=2)
-LOCKING_TOLERATED_EACH = timedelta(microseconds=20)
-"""How long Postgres may take to find and lock the organisations of a batch, and each one, before the drain rests."""
-REST_TIMES = 10
-REST_MAX_S = 0.1
-"""How long a drain rests: so many times as long as the locking took, but not longer than this."""
 
 Publish = Callable[[Connection[Any], Posted, bool], None]
 
@@ -160,20 +153,6 @@ def take_batch(intake: Intake, shards: Sequence[int]) -> Outcome:
     intake.buried += len(posted.refusals)
     intake.rest_s = find_rest(posted, taken)
     return Outcome.POSTED
-
-
-def find_rest(posted: Posted, taken: int) -> float:
-    """Return for how many seconds a drain rests after a batch of so many entries.
-
-    Every batch updates the row of its organisation. While a long transaction keeps a snapshot (a dump, a report),
-    Postgres may not remove the old versions, and finding the newest one takes longer with each batch: at 5,000 events
-    a second of one organisation three times as long after five minutes. Fewer and larger batches bound the work. A
-    batch that is full already gets no larger by resting.
-    """
-    tolerated = LOCKING_TOLERATED + len(posted.org_ids) * LOCKING_TOLERATED_EACH
-    if taken >= ENOUGH or posted.locking <= tolerated:
-        return 0
-    return min(posted.locking.total_seconds() * REST_TIMES, REST_MAX_S)
 
 
 def find_waiting(intake: Intake, shards: Sequence[int]) -> list[WaitingShard]:

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from feeds.cached.writer import Published
-from worker.ledger.write import Posted
+from worker.ledger.batch import Posted
 
 COUNTS = "events:counts"
 TYPE = re.compile(rb'"type"\s*:\s*"(usage|grant|revoke|settle)"')

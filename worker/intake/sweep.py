@@ -19,7 +19,7 @@ from feeds.database import READING, begin
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.intake.backlog import read_backlogs
-from worker.intake.batch import ENOUGH
+from worker.intake.rest import ENOUGH
 from worker.intake.streams import AWAKE, add, shard_of
 
 SQL = load_queries(__file__)

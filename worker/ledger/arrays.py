@@ -12,7 +12,7 @@ from feeds.movement import Kind, Movement
 from feeds.page import feed_numbers
 from worker.ledger.grants import Grant
 from worker.ledger.hash_chain import format_draws, format_instant
-from worker.ledger.posting import Organisation
+from worker.ledger.organisation import Organisation
 
 NULL = "NULL"
 
