@@ -11,6 +11,7 @@ import redis
 
 from tests.acceptance.relay import Relay
 from tests.faults.events_and_pages import grant, send, usage
+from tests.faults.senders import send_until_answered
 from tests.servers import server_folder
 from worker.audit.ledger import audit_ledger
 from worker.intake.streams import shard_of, stream_of
@@ -239,3 +240,17 @@ def test_a_failover_of_redis_to_a_replica_loses_no_event_that_the_replica_held(
             wait_until(lambda: refs() == ["u1", "u2", "u3"], within_s=15)
             wait_until(lambda: replica.xlen(STREAM) == 0)
             assert is_well(processes, worker)
+
+
+def test_a_redis_that_pauses_its_clients_is_waited_for(worker_with_schedule, redis_url, client, refs, wait_until):
+    """A managed Redis pauses its clients before it fails over; the worker's connections stay open and silent."""
+    worker = worker_with_schedule()
+    send(client, usage("u1"))
+    wait_until(lambda: refs() == ["u1"])
+    client.execute_command("CLIENT", "PAUSE", 8000, "ALL")
+    with Producer(redis_url, event_shards=8, usage_kinds=["ai_usage"]) as producer:
+        with pytest.raises(redis.RedisError):
+            producer.usage("org_a", "u2", "ai_usage", 1)
+        send_until_answered(producer, [usage("u2")])
+    wait_until(lambda: refs() == ["u1", "u2"], within_s=60)
+    assert worker.poll() is None
