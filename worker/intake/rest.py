@@ -18,9 +18,9 @@ def find_rest(posted: Posted, taken: int) -> float:
     """Return for how many seconds a drain rests after a batch of so many entries.
 
     Every batch updates the row of its organisation. While a long transaction keeps a snapshot (a dump, a report),
-    Postgres may not remove the old versions, and finding the newest one takes longer with each batch: at 5,000 events
-    a second of one organisation three times as long after five minutes. Fewer and larger batches bound the work. A
-    batch that is full already gets no larger by resting.
+    Postgres may not remove the old versions, and finding the newest one takes longer with each batch: 1.17 ms
+    instead of 0.36 after 24,000 batches of one organisation. Fewer and larger batches bound the work. A batch that is
+    full already gets no larger by resting.
     """
     tolerated = LOCKING_TOLERATED + len(posted.org_ids) * LOCKING_TOLERATED_EACH
     if taken >= ENOUGH or posted.locking <= tolerated:
