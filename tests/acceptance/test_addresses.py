@@ -23,13 +23,14 @@ BAD = {
 """For each variable an address that one process took and another did not, or that appeared in an error."""
 
 
-def programs(tmp_path):
-    """Return the arguments of Python for each process."""
+def programs(folder):
+    """Return the arguments of Python for each process. Two `up` in one folder would exclude each other."""
+    folder.mkdir()
     return {
         "worker": (*CELERY, "worker", "--concurrency", "1"),
-        "beat": (*CELERY, "beat", "-s", str(tmp_path / "schedule")),
+        "beat": (*CELERY, "beat", "-s", str(folder / "schedule")),
         "serve": (*OURS, "serve", "--port", str(free_port())),
-        "up": (*OURS, "up", "--port", str(free_port()), "--state", str(tmp_path / "state")),
+        "up": (*OURS, "up", "--port", str(free_port()), "--state", str(folder / "state")),
         "drain": (*OURS, "drain"),
     }
 
@@ -37,8 +38,8 @@ def programs(tmp_path):
 def test_every_process_refuses_an_unusable_address_in_one_line_without_its_secret(processes, tmp_path):
     started = [
         (variable, processes.start(name, *command, env={variable: address}))
-        for name, command in programs(tmp_path).items()
         for variable, address in BAD.items()
+        for name, command in programs(tmp_path / variable).items()
     ]
     for variable, process in started:
         assert process.wait(60) == 2, processes.output(process)
@@ -51,8 +52,8 @@ def test_every_process_refuses_a_node_of_a_redis_cluster_at_the_start(processes,
     with cluster_node() as url:
         started = [
             (variable, processes.start(name, *command, env={variable: url}))
-            for name, command in programs(tmp_path).items()
             for variable in ("REDIS_URL", "FEEDS_REDIS_URL")
+            for name, command in programs(tmp_path / variable).items()
         ]
         for variable, process in started:
             assert process.wait(60) == 2, processes.output(process)
