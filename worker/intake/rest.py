@@ -7,7 +7,7 @@ from worker.ledger.batch import Posted
 ENOUGH = 500
 """How many entries make a batch worth its commit: shards are added until there are as many."""
 LOCKING_TOLERATED = timedelta(milliseconds=2)
-LOCKING_TOLERATED_EACH = timedelta(microseconds=20)
+LOCKING_TOLERATED_EACH = timedelta(microseconds=100)
 """How long Postgres may take to find and lock the organisations of a batch, and each one, before the drain rests."""
 REST_TIMES = 10
 REST_MAX_S = 0.1

@@ -36,8 +36,9 @@ class Organisation:
     the batch names, and as many of the others, in draw order, as the batch has needed. `usages` maps the ref of each
     usage that the batch names and that is already posted to its kind and credits. `movements` and `changed_grants` are
     still to be written. `changes` is a heap of the starts and ends of known grants, as `Change` says. `draw_list` holds
-    the known active grants in draw order; it is None until the first draw. `promised` is what the open grants hold, with
-    those that start later. It is read only for an organisation with so many grants that `TOTAL_MAX` can be reached.
+    the known active grants in draw order; it is None until the first draw. `promised` is what the open grants hold,
+    with those that start later. It is read only for an organisation whose grants are so many that `TOTAL_MAX` can be
+    reached.
 
     `read_more` reads active grants that are not known yet, the next ones in draw order, and tells `learn_drawable` of
     them. It is None when all are known. `read_to` is the place in the draw order up to which all are known.
