@@ -153,7 +153,7 @@ class CelerySender(Activity):
         while True:
             try:
                 self.app.send_task("events.post", args=[events], queue=broker.EVENTS, routing_key=broker.EVENTS)
-            except OperationalError:
+            except (OperationalError, AttributeError):  # kombu: its channel has lost its connection, which is None
                 self.sent_again += 1
                 time.sleep(RETRY_AFTER_S)
             else:
