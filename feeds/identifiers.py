@@ -1,7 +1,7 @@
 """Which texts are an organisation's id, a user's id, a ref and a usage kind?
 
 Pure, and without imports: producers load it with the core dependencies only. The database checks `org_id`, `user_id`
-and `usage_kind` against the same patterns: worker/migrations/0001_create_ledger.sql and 0002_create_keys.sql.
+and `usage_kind` against the same patterns: worker/migrations/0001_create_ledger.sql.
 """
 
 ORG_ID_PATTERN = "[A-Za-z0-9_.:-]{1,64}"

@@ -13,7 +13,7 @@ from feeds.settings import LedgerFacts
 
 SQL = load_queries(__file__)
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0001"
 """The last migration that this program knows."""
 
 
@@ -65,6 +65,16 @@ class SchemaAhead(UnusableSetup):
         super().__init__(
             f"The database's schema is at {version}, but this program knows only {SCHEMA_VERSION}:"
             " install the newer usage-feeds that ran `usage-feeds migrate`."
+        )
+
+
+class LedgerTooOld(UnusableSetup):
+    """The ledger was made before its movements had balances. Make a new one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This ledger was made by a version before 0.2, and its movements have no balances, so it cannot be brought"
+            " up to date: create a new database, set DATABASE_URL to it, and run `usage-feeds migrate`."
         )
 
 
@@ -136,9 +146,11 @@ def check_version(version: str | None) -> None:
 
 
 def read_version(cursor: Cursor[Any]) -> str | None:
-    """Return the version of the last applied migration, or None if there is none."""
-    found = cursor.execute(SQL["find_migrations"]).fetchone()
-    if found is None or not found[0]:
+    """Return the version of the last applied migration, or None if there is none. Raises `LedgerTooOld`."""
+    is_ours, is_old = cursor.execute(SQL["find_migrations"]).fetchall()[0]
+    if is_old:
+        raise LedgerTooOld
+    if not is_ours:
         return None
     row = cursor.execute(SQL["read_version"]).fetchone()
     return row[0] if row else None

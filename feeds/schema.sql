@@ -7,8 +7,14 @@ SELECT current_setting('server_encoding'), current_setting('session_replication_
 SELECT current_schema(), current_setting('default_transaction_isolation');
 
 -- name: find_migrations
--- Whether any migration of ours was ever applied. Other programs have a table schema_migrations too.
-SELECT to_regclass('stream_offsets') IS NOT NULL AND to_regclass('schema_migrations') IS NOT NULL;
+-- Whether any migration of ours was ever applied (other programs have a table schema_migrations too), and whether it was
+-- by a version whose movements had stored ids.
+SELECT
+    to_regclass('stream_offsets') IS NOT NULL AND to_regclass('schema_migrations') IS NOT NULL,
+    EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = to_regclass('movements') AND attname = 'movement_id' AND NOT attisdropped
+    );
 
 -- name: read_version
 -- The version of the last applied migration, or NULL.

@@ -93,5 +93,5 @@ def collect_slice(place: Place, rows: list[Row]) -> Slice:
 
 def render_row(movement: Row) -> bytes:
     """Return the item of one movement, given its columns of `read_page`."""
-    _, movement_id, kind, credit, usage_kind, usage_ref, created_at = movement
-    return render_item(Movement(movement_id, KIND_OF_LETTER[kind], credit, usage_kind, usage_ref, created_at, {}))
+    _, movement_hash, kind, credit, usage_kind, usage_ref, created_at = movement
+    return render_item(Movement(KIND_OF_LETTER[kind], credit, usage_kind, usage_ref, created_at, hash=movement_hash))

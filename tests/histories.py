@@ -2,13 +2,12 @@
 
 import json
 from datetime import datetime, timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from feeds.movement import Movement
 from feeds.page import count_feeds
+from worker.ledger.hash_chain import initial_hash
 from worker.ledger.organisation import Organisation, Terms
 
 HISTORIES = json.loads((Path(__file__).parent / "vectors" / "posting.json").read_text())
@@ -17,14 +16,14 @@ USAGE_NUMBERS = {"ai_usage": 0, "tm_usage": 1}
 
 
 def terms(now: datetime, grace_s: int = 0) -> Terms:
-    """Return the terms of a batch at a given time, with ids that count from 1."""
-    ids = count(1)
-    return Terms(now, timedelta(seconds=grace_s), USAGE_NUMBERS, lambda: UUID(int=next(ids)))
+    """Return the terms of a batch at a given time."""
+    return Terms(now, timedelta(seconds=grace_s), USAGE_NUMBERS)
 
 
 def organisation(org_id: str = "org_a") -> Organisation:
     """Return an organisation without movements."""
-    return Organisation(org_id, [0] * count_feeds(list(USAGE_NUMBERS)))
+    feeds = count_feeds(list(USAGE_NUMBERS))
+    return Organisation(org_id, [0] * feeds, [0] * feeds, initial_hash(org_id))
 
 
 def describe(movement: Movement, grant_refs: dict[int, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -82,6 +83,28 @@ OrgId = Annotated[str, StringConstraints(pattern=f"^{ORG_ID_PATTERN}$")]
 Ref = Annotated[str, StringConstraints(pattern=f"^{REF_PATTERN}$")]
 Time = Annotated[datetime, BeforeValidator(parse_time)]
 CREDITS_MAX = 10**12
+LABELS_MAX = 8
+LABELS_BYTES = 512
+
+
+def format_labels(labels: dict[str, str]) -> str:
+    """Return labels as JSON, as they are stored, in the order in which they were sent."""
+    return json.dumps(labels, ensure_ascii=False, separators=(",", ":"))
+
+
+def require_short_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels. Raises ValueError if they are too many or too long."""
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"must have at most {LABELS_MAX} pairs")
+    if len(format_labels(labels).encode()) > LABELS_BYTES:
+        raise ValueError(f"must have at most {LABELS_BYTES} bytes of JSON in all")
+    return labels
+
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+LabelText = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00]*$")]
+Labels = Annotated[dict[LabelName, LabelText], AfterValidator(require_short_labels)]
+"""What the producer wants to know again about a usage or a grant, such as the user or the request that spent it."""
 
 
 class AnyEvent(BaseModel):
@@ -103,6 +126,7 @@ class UsageEvent(AnyEvent):
     usage_kind: str
     credits: Annotated[int, Field(ge=0, le=CREDITS_MAX)]
     occurred_at: Time | None = None
+    labels: Labels | None = None
 
 
 class GrantEvent(AnyEvent):
@@ -115,6 +139,7 @@ class GrantEvent(AnyEvent):
     priority: Annotated[int, Field(ge=0, le=100)] = 50
     effective_at: Time | None = None
     expires_at: Time | None = None
+    labels: Labels | None = None
 
     @field_validator("expires_at")
     @classmethod
@@ -169,7 +194,8 @@ def may_be_ambiguous(raw: bytes, event: Event) -> bool:
     It does if more keys may be written than fields were set: each key ends in `":`. Or if a number is zero: it may be
     written `-0`.
     """
-    if raw.translate(None, b" \t\r\n").count(b'":') != len(event.model_fields_set):
+    labels = event.labels if isinstance(event, UsageEvent | GrantEvent) else None
+    if raw.translate(None, b" \t\r\n").count(b'":') != len(event.model_fields_set) + len(labels or ()):
         return True
     if isinstance(event, UsageEvent):
         return event.credits == 0
@@ -197,7 +223,11 @@ def find_ambiguities(raw: bytes) -> dict[str, str]:
     """Return the fields of a JSON object that programs read differently, and what is wrong with each."""
     # Numbers become bytes, which no other JSON value becomes.
     pairs = json.loads(raw, object_pairs_hook=list, parse_int=str.encode)
-    times = Counter(name for name, _ in pairs)
+    names = [name for name, _ in pairs]
+    for name, value in pairs:
+        if isinstance(value, list):  # the labels
+            names += [f"{name}.{label}" for label, _ in value]
+    times = Counter(names)
     minus_zeros = {name: "must be 0, not -0" for name, value in pairs if value == b"-0"}
     return minus_zeros | {name: f"is given {number} times" for name, number in times.items() if number > 1}
 

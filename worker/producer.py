@@ -79,17 +79,21 @@ class Producer:
             self._waker = RedisWaker(self._streams if broker == redis else streams.connect(broker))
         self._no_wake_before = 0.0
 
-    def usage(
+    def usage(  # noqa: PLR0913, PLR0917 -- the event's own fields
         self,
         org_id: str,
         usage_ref: str,
         usage_kind: str,
         credits: int,  # noqa: A002 -- the event's own field
         occurred_at: datetime | str | None = None,
+        labels: dict[str, str] | None = None,
     ) -> None:
-        """Add a usage of `credits`, a whole number from 0. Without `occurred_at` it happened when it was added."""
-        fields = {"usage_ref": usage_ref, "usage_kind": usage_kind, "credits": credits, "occurred_at": occurred_at}
-        self.send([{"type": "usage", "org_id": org_id, **fields}])
+        """Add a usage of `credits`, a whole number from 0. Without `occurred_at` it happened when it was added.
+
+        `labels` say what the ledger should keep with it, such as `{"user": "ann"}`: at most 8 pairs.
+        """
+        fields = {"usage_ref": usage_ref, "usage_kind": usage_kind, "credits": credits}
+        self.send([{"type": "usage", "org_id": org_id, **fields, "occurred_at": occurred_at, "labels": labels}])
 
     def grant(  # noqa: PLR0913, PLR0917 -- the event's own fields
         self,
@@ -100,13 +104,15 @@ class Producer:
         priority: int = 50,
         effective_at: datetime | str | None = None,
         expires_at: datetime | str | None = None,
+        labels: dict[str, str] | None = None,
     ) -> None:
         """Add a grant. A lower `priority` (0 to 100) is drawn first.
 
         Without `effective_at` the grant has no lower bound: it also pays for usage from before it existed, if it is
         posted before that usage. A grant with `effective_at` never pays for usage from before that moment.
+        `labels` are those of `usage`.
         """
-        fields = {"credits": credits, "source": source, "priority": priority}
+        fields = {"credits": credits, "source": source, "priority": priority, "labels": labels}
         times = {"effective_at": effective_at, "expires_at": expires_at}
         self.send([{"type": "grant", "org_id": org_id, "grant_ref": grant_ref, **fields, **times}])
 

@@ -83,10 +83,8 @@ def test_no_request_gets_a_500_or_a_byte_of_another_organisation(processes, conn
     person = create_key(connection, user_id="ann")[1]
     set_member(connection, "org_a", "ann", "owner")
     set_member(connection, FOREIGN, "ann", "member")
-    ids = [row[0].hex for row in connection.execute("SELECT movement_id FROM movements JOIN organisations USING (org_no) WHERE org_id = %s", [FOREIGN])]  # fmt: skip
     foreign_page = request(base, PATH + b"?limit=100", bearer(foreign))
     foreign_ids = {part.partition(b'"')[0] for part in foreign_page.split(b'"id":"')[1:]}
-    assert len(ids) == 140
     assert len(foreign_ids) == 100
     cursors = [cursor_of(base, own), cursor_of(base, foreign)]
     assert all(cursors)

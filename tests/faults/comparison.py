@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 import psycopg
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from tests.faults.deployment import Deployment
 
 READ_MOVEMENTS = """
-SELECT kind::text, credits, usage_number, usage_ref, draws, created_at, movement_id
+SELECT kind::text, credits, usage_number, usage_ref, draws, created_at, hash
 FROM movements JOIN organisations USING (org_no)
 WHERE org_id = %s
 ORDER BY position
@@ -116,7 +115,7 @@ class Row(NamedTuple):
     usage_ref: str
     draws: str | None
     created_at: datetime
-    movement_id: UUID
+    hash: bytes
 
 
 def read_movements(connection: psycopg.Connection[Any], org_id: str) -> list[Row]:
@@ -162,7 +161,12 @@ def as_feeds(rows: list[Row]) -> dict[int, list[dict[str, Any]]]:
     """Return an organisation's feeds, oldest first, as JSON objects. This does not use the code that renders items."""
     feeds: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        item = {"object": "credit_entry", "id": format_id(row.movement_id), "kind": row.kind, "credits": row.credits}
+        item = {
+            "object": "credit_entry",
+            "id": format_id(row.created_at, row.hash),
+            "kind": row.kind,
+            "credits": row.credits,
+        }
         if row.usage_number is not None:
             item["usage_kind"] = USAGE_KINDS[row.usage_number]
         item |= {"usage_ref": row.usage_ref, "created_at": format_time(row.created_at)}

@@ -49,13 +49,13 @@ class FeedLedger:
         numbers = feed_numbers(kind, usage_number)
         ordinals = {number: self.total(org_id, number) + 1 for number in numbers}
         movement = Movement(
-            id=UUID(bytes=secrets.token_bytes(16), version=4),
             kind=kind,
             credits=ordinals[0] if kind is Kind.ALLOT else -ordinals[0],
             usage_kind=None if usage_number is None else "ai_usage",
             usage_ref=f"ref_{ordinals[0]}",
             created_at=datetime(2026, 6, 1, tzinfo=UTC) + timedelta(seconds=ordinals[0]),
             ordinals=ordinals,
+            hash=secrets.token_bytes(32),
         )
         for number in numbers:
             self.feeds.setdefault((org_id, number), []).append(movement)
@@ -81,7 +81,7 @@ class FeedLedger:
                 self.epoch,
                 total,
                 ordinal,
-                one.id,
+                one.hash,
                 one.kind.letter,
                 one.credits,
                 one.usage_kind,

@@ -48,6 +48,19 @@ def test_every_command_in_the_overview_exists_and_has_a_sentence_about_it():
         assert purpose.endswith(".")
 
 
+def test_labels_of_the_command_line_reach_the_movements_of_the_usage_and_of_the_grant(environment, database_url):
+    run("grant", "org_a", "10", "--label", "order=A = 7", "--until", "2100-01-01T00:00:00Z")
+    run("usage", "org_a", "ai_usage", "12", "--label", "user=Zoë", "--label", "empty=")
+    for wrong in ("user", "user=a --label user=b"):
+        assert "Error" in run("usage", "org_a", "ai_usage", "1", *f"--label {wrong}".split(), code=2).stderr
+    run("drain")
+
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT position, labels FROM movement_labels ORDER BY position").fetchall()
+    assert found == [(1, '{"order":"A = 7"}'), *((n, '{"user":"Zoë","empty":""}') for n in (2, 3))]
+    assert run_json("verify")["findings"] == []
+
+
 def test_added_events_are_drained_and_printed(environment):
     first = run("grant", "org_a", "10", "--until", "2100-01-01T00:00:00Z").stdout.strip()
     run("grant", "org_a", "5", "--ref", "later", "--source", "promotion", "--from", "2100-01-01T00:00:00Z")

@@ -3,7 +3,6 @@
 import json
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -38,23 +37,25 @@ def rewrite(connection, *statements):
 
 
 MOVEMENT = Movement(
-    id=UUID("018f0000-0000-7000-8000-000000000001"),
     kind=Kind.CONSUME,
     credits=-10,
     usage_kind="ai_usage",
     usage_ref="u1",
     created_at=datetime(2026, 6, 1, 12, tzinfo=timezone(timedelta(hours=2))),
     ordinals={0: 7, 2: 3, 6: 3, 7: 3},
+    balance=90,
+    total=-35,
     draws=((1, 4), (2, 6)),
+    labels='{"seat":"9 b"}',
 )
 
 
 def test_the_hashed_content_is_what_its_docstring_says():
     assert hashed_content(MOVEMENT) == (
-        b"7 018f0000000070008000000000000001 c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6"
+        b"7 c -10 90 -35 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6 " + b'{"seat":"9 b"}'
     )
-    allot = MOVEMENT._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=())
-    assert hashed_content(allot) == b"7 018f0000000070008000000000000001 a 10 - u1 2026-06-01T10:00:00.000000Z -"
+    allot = MOVEMENT._replace(kind=Kind.ALLOT, credits=10, usage_kind=None, draws=(), labels=None)
+    assert hashed_content(allot) == b"7 a 10 90 -35 - u1 2026-06-01T10:00:00.000000Z - -"
     assert (
         next_hash(initial_hash("org_a"), MOVEMENT)
         == sha256(sha256(b"org_a").digest() + hashed_content(MOVEMENT)).digest()
@@ -63,9 +64,11 @@ def test_the_hashed_content_is_what_its_docstring_says():
 
 def test_the_hashes_can_be_recomputed_with_nothing_but_sha256(connection):
     rows = connection.execute(
-        "SELECT concat_ws(' ', position, replace(movement_id::text, '-', ''), kind, credits, COALESCE(usage_kind, '-'),"
-        " usage_ref, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), COALESCE(draws, '-')),"
+        "SELECT concat_ws(' ', position, kind, credits, balance, total, COALESCE(usage_kind, '-'), usage_ref,"
+        " to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), COALESCE(draws, '-'),"
+        " COALESCE(labels, '-')),"
         " hash FROM movements JOIN organisations USING (org_no) LEFT JOIN usage_kinds USING (usage_number)"
+        " LEFT JOIN movement_labels USING (org_no, position)"
         " WHERE org_id = 'org_a' ORDER BY position"
     ).fetchall()
     computed = sha256(b"org_a").digest()
@@ -99,7 +102,8 @@ def test_seeded_movements_are_hashed_like_posted_ones(connection):
 
 CHANGES = {
     "position": "position = position + 100",
-    "id": "movement_id = gen_random_uuid()",
+    "balance": "balance = balance + 1",
+    "total": "total = total + 1",
     "kind": "kind = 'o', draws = NULL",
     "credits": "credits = credits - 1",
     "usage kind": "usage_number = 1 - usage_number, usage_ordinal = 99, kind_usage_ordinal = 99",
@@ -108,6 +112,20 @@ CHANGES = {
     "draws": "draws = regexp_replace(draws, '^[0-9]+', '9')",
     "hash": "hash = sha256(hash)",
 }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE movement_labels SET labels = '{}'",
+        "DELETE FROM movement_labels",
+        "INSERT INTO movement_labels (org_no, position, labels) SELECT org_no, 6, '{}' FROM movements LIMIT 1",
+    ],
+)
+def test_a_change_of_labels_breaks_the_chain(connection, change):
+    connection.execute("ALTER TABLE movement_labels DISABLE TRIGGER labels_are_final")
+    connection.execute(change)
+    assert "hash" in rules(audit_ledger(connection))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -149,22 +167,24 @@ def test_a_completely_rewritten_history_differs_from_a_noted_hash(connection):
 
 
 def rewrite_all_from(connection, org_id, position):
-    """Give every movement from a position on another id and recompute all hashes, as a careful forger would."""
+    """Change the time of every movement from a position on, and recompute all hashes, as a careful forger would."""
     [(org_no,)] = connection.execute("SELECT org_no FROM organisations WHERE org_id = %s", [org_id])
     rewrite(
         connection,
-        f"UPDATE movements SET movement_id = gen_random_uuid() WHERE org_no = {org_no} AND position >= {position}",
+        f"UPDATE movements SET created_at = created_at + interval '1 hour' WHERE org_no = {org_no}"
+        f" AND position >= {position}",
+        f"UPDATE organisations SET last_created_at = last_created_at + interval '1 hour' WHERE org_no = {org_no}",
         f"""DO $$
         DECLARE previous bytea; movement record;
         BEGIN
             FOR movement IN SELECT * FROM movements LEFT JOIN usage_kinds USING (usage_number)
-                WHERE org_no = {org_no} ORDER BY position
+                LEFT JOIN movement_labels USING (org_no, position) WHERE org_no = {org_no} ORDER BY position
             LOOP
                 previous := sha256(COALESCE(previous, sha256('{org_id}'::bytea)) || convert_to(concat_ws(
-                    ' ', movement.position, replace(movement.movement_id::text, '-', ''), movement.kind, movement.credits,
+                    ' ', movement.position, movement.kind, movement.credits, movement.balance, movement.total,
                     COALESCE(movement.usage_kind, '-'), movement.usage_ref,
                     to_char(movement.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                    COALESCE(movement.draws, '-')), 'UTF8'));
+                    COALESCE(movement.draws, '-'), COALESCE(movement.labels, '-')), 'UTF8'));
                 UPDATE movements SET hash = previous WHERE org_no = {org_no} AND position = movement.position;
             END LOOP;
             UPDATE organisations SET last_hash = previous WHERE org_no = {org_no};

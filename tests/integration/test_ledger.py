@@ -181,3 +181,14 @@ def test_a_grant_past_the_largest_exact_number_is_a_dead_letter_and_its_neighbou
     ]
     [(balance,)] = connection.execute("SELECT sum(credits) FROM movements").fetchall()
     assert balance == 2**53 - 1
+
+
+def test_a_repeat_with_other_labels_is_no_conflict_and_the_first_labels_stay(connection):
+    grant = {"type": "grant", "org_id": "org_a", "grant_ref": "g", "credits": 9, "source": "plan"}
+    usage = {"type": "usage", "org_id": "org_a", "usage_ref": "u", "usage_kind": "ai_usage", "credits": 3}
+    post_all(connection, grant | {"labels": {"order": "1"}}, usage | {"labels": {"user": "ann"}})
+    again = post_all(connection, grant | {"labels": {"order": "2"}}, grant, usage, usage | {"labels": {}})
+
+    assert not again.refusals
+    found = connection.execute("SELECT DISTINCT labels FROM movement_labels ORDER BY 1").fetchall()
+    assert found == [('{"order":"1"}',), ('{"user":"ann"}',)]

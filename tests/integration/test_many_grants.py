@@ -8,9 +8,7 @@ import pytest
 
 from feeds.database import begin
 from tests.integration.test_ledger import movements, post_all
-from worker.events import CREDITS_MAX
 from worker.ledger import organisation, posting, read
-from worker.ledger.posting import TOTAL_MAX
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 USAGE = {"type": "usage", "usage_kind": "ai_usage"}
@@ -112,19 +110,3 @@ def test_grants_are_read_on_from_the_last_one_by_the_index_of_the_draw_order(con
     assert plan["Actual Rows"] == read.READ_AT_ONCE
     assert "grants_in_draw_order" in str(plan)
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 40
-
-
-def test_the_sum_of_very_many_grants_is_asked_from_postgres(connection):
-    most = TOTAL_MAX // CREDITS_MAX
-    grant = GRANT | {"org_id": "org_a", "credits": CREDITS_MAX}
-    pending = {"effective_at": "2100-01-01T00:00:00Z"}
-    fits = [grant | {"grant_ref": f"g{n}"} | (pending if n % 2 else {}) for n in range(most)]
-    for first in range(0, most, 1000):
-        assert not post_all(connection, *fits[first : first + 1000]).refusals
-
-    usage = USAGE | {"org_id": "org_a", "usage_ref": "u", "credits": CREDITS_MAX}
-    revoke = {"type": "revoke", "org_id": "org_a", "grant_ref": "g1"}
-    assert not post_all(connection, usage, grant | {"grant_ref": "after_a_usage"}).refusals
-    assert not post_all(connection, revoke, grant | {"grant_ref": "after_a_revoke"}).refusals
-    [refusal] = post_all(connection, grant | {"grant_ref": "too_much"}).refusals
-    assert refusal.reason.code == "unpostable"

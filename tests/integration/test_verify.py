@@ -21,7 +21,7 @@ ORG = "(SELECT org_no FROM organisations WHERE org_id = 'org_a')"
 """In SQL: the number of the organisation whose ledger is corrupted. `org_b` has the same events and stays correct."""
 
 HISTORY = [
-    {"type": "grant", "grant_ref": "first", "credits": 10, "source": "plan"},
+    {"type": "grant", "grant_ref": "first", "credits": 10, "source": "plan", "labels": {"order": "A 7"}},
     {"type": "grant", "grant_ref": "second", "credits": 20, "source": "promotion"},
     {"type": "grant", "grant_ref": "later", "credits": 5, "source": "plan", "effective_at": "2100-01-01T00:00:00Z"},
     {"type": "grant", "grant_ref": "lapsed", "credits": 3, "source": "plan", "expires_at": "2020-01-01T00:00:00Z"},
@@ -30,7 +30,13 @@ HISTORY = [
     {"type": "usage", "usage_ref": "u3", "usage_kind": "ai_usage", "credits": 6},
     {"type": "grant", "grant_ref": "taken", "credits": 7, "source": "plan", "priority": 90},
     {"type": "revoke", "grant_ref": "taken"},
-    {"type": "usage", "usage_ref": "u4", "usage_kind": "ai_usage", "credits": 15},
+    {
+        "type": "usage",
+        "usage_ref": "u4",
+        "usage_kind": "ai_usage",
+        "credits": 15,
+        "labels": {"user": "Zoë", "a": "b c"},
+    },
     {"type": "usage", "usage_ref": "u5", "usage_kind": "ai_usage", "credits": 2},
     {"type": "usage", "usage_ref": "u6", "usage_kind": "tm_usage", "credits": 2},
     {"type": "grant", "grant_ref": "open", "credits": 50, "source": "plan"},
@@ -83,6 +89,8 @@ CORRUPTIONS = {
     "usage_ordinal": corruption(f"UPDATE movements SET usage_ordinal = usage_ordinal + 1 {AT} 'u7'"),
     "kind_usage_ordinal": corruption(f"UPDATE movements SET kind_usage_ordinal = kind_usage_ordinal + 1 {AT} 'u7'"),
     "created_at": corruption(f"UPDATE movements SET created_at = created_at - interval '1 hour' {AT} 'u3'"),
+    "balance": corruption(f"UPDATE movements SET balance = balance + 1 {AT} 'u3'"),
+    "total": corruption(f"UPDATE movements SET total = total + 1 {AT} 'u3'"),
     "overflow_follows_consume": corruption(
         f"UPDATE movements SET usage_ref = 'moved' {AT} 'u4' AND kind = 'o'",
         f"UPDATE movements SET usage_ref = 'u4' {AT} 'u5'",
@@ -95,22 +103,36 @@ CORRUPTIONS = {
         "UPDATE grants SET credits = credits + 1 WHERE org_no = :org AND grant_ref = 'open'",
     ),
     "grant_drawn": corruption(
-        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'"
+        "ALTER TABLE grants DROP CONSTRAINT a_drawn_grant_has_draws, DROP CONSTRAINT an_allotted_grant_closes_at_a_movement",
+        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'",
     ),
     "grant_expired": corruption(
-        "UPDATE grants SET drawn = drawn + 1, expired = expired - 1 WHERE org_no = :org AND grant_ref = 'lapsed'"
+        "ALTER TABLE grants DROP CONSTRAINT a_drawn_grant_has_draws, DROP CONSTRAINT an_allotted_grant_closes_at_a_movement",
+        "UPDATE grants SET drawn = drawn + 1, expired = expired - 1 WHERE org_no = :org AND grant_ref = 'lapsed'",
     ),
     "grant_revoked": corruption(
-        "UPDATE grants SET drawn = drawn + 1, revoked = revoked - 1 WHERE org_no = :org AND grant_ref = 'taken'"
+        "ALTER TABLE grants DROP CONSTRAINT a_drawn_grant_has_draws, DROP CONSTRAINT an_allotted_grant_closes_at_a_movement",
+        "UPDATE grants SET drawn = drawn + 1, revoked = revoked - 1 WHERE org_no = :org AND grant_ref = 'taken'",
     ),
     "grant_allot": corruption("UPDATE grants SET allot_position = 4 WHERE org_no = :org AND grant_ref = 'first'"),
-    "grant_end": corruption("UPDATE grants SET open = true WHERE org_no = :org AND grant_ref = 'taken'"),
+    "grant_end": corruption(
+        "ALTER TABLE grants DROP CONSTRAINT a_drawn_grant_has_draws, DROP CONSTRAINT an_allotted_grant_closes_at_a_movement",
+        "UPDATE grants SET open = true WHERE org_no = :org AND grant_ref = 'taken'",
+    ),
     "grant_order": corruption(
         f"UPDATE movements SET draws = regexp_replace(draws, '^[0-9]+', '6') {AT} 'u1'",
     ),
+    "grant_positions": corruption(
+        "UPDATE grants SET first_draw_position = last_draw_position WHERE org_no = :org AND grant_ref = 'first'"
+    ),
+    "grant_labels": corruption("UPDATE grants SET labels = '{}' WHERE org_no = :org AND grant_ref = 'second'"),
+    "feed_total": corruption("UPDATE organisations SET totals[3] = totals[3] + 1 WHERE org_no = :org"),
+    "pending": corruption("UPDATE organisations SET pending = 4 WHERE org_no = :org"),
+    "labels": corruption("INSERT INTO movement_labels (org_no, position, labels) SELECT :org, 99, '{}'"),
     "count": corruption("UPDATE organisations SET counts[3] = counts[3] + 1 WHERE org_no = :org"),
-    "balance": corruption(
-        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'"
+    "remaining": corruption(
+        "ALTER TABLE grants DROP CONSTRAINT a_drawn_grant_has_draws, DROP CONSTRAINT an_allotted_grant_closes_at_a_movement",
+        "UPDATE grants SET drawn = drawn - 1, remaining = remaining + 1 WHERE org_no = :org AND grant_ref = 'open'",
     ),
     "grant_count": corruption("UPDATE organisations SET grants = grants + 1 WHERE org_no = :org"),
     "last_created_at": corruption("UPDATE organisations SET last_created_at = 'epoch' WHERE org_no = :org"),
@@ -118,7 +140,7 @@ CORRUPTIONS = {
         "ALTER TABLE grants DROP CONSTRAINT grants_org_no_fkey",
         "DELETE FROM organisations WHERE org_no = :org",
     ),
-    "hash": corruption(f"UPDATE movements SET movement_id = gen_random_uuid() {AT} 'u3'"),
+    "hash": corruption(f"UPDATE movements SET hash = sha256(hash) {AT} 'u3'"),
     "last_hash": corruption("UPDATE organisations SET last_hash = NULL WHERE org_no = :org"),
     "stream_offsets": corruption("DELETE FROM stream_offsets WHERE shard = 3"),
 }
@@ -127,6 +149,11 @@ SOLE = {
     "usage_ordinal",
     "kind_usage_ordinal",
     "grant_number",
+    "grant_positions",
+    "grant_labels",
+    "feed_total",
+    "pending",
+    "labels",
     "count",
     "grant_count",
     "last_created_at",

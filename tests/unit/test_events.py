@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 import pytest
 
-from worker.events import EventInvalid, EventUndecodable, check_event, parse_event, parse_time
+from worker.events import EventInvalid, EventUndecodable, check_event, format_labels, parse_event, parse_time
 
 USAGE = '{"type":"usage","org_id":"o","usage_ref":"r","usage_kind":"ai_usage","credits":5}'
 GRANT = '{"type":"grant","org_id":"o","grant_ref":"g","credits":5,"source":"plan","priority":0}'
@@ -141,3 +141,41 @@ def test_a_datetime_whose_zone_knows_no_offset_is_refused():
     with pytest.raises(EventInvalid) as refused:
         check_event(usage)
     assert list(refused.value.fields) == ["occurred_at"]
+
+
+LABELS = {"user": "Zoë \\ ann", "request": "a=b c"}
+
+
+@pytest.mark.parametrize("event", [USAGE, GRANT])
+def test_labels_are_taken_in_their_order(event):
+    labels = parse_event(with_last(event, f',"labels":{json.dumps(LABELS)}').encode()).labels
+
+    assert list(labels.items()) == list(LABELS.items())
+    assert format_labels(labels) == '{"user":"Zoë \\\\ ann","request":"a=b c"}'
+
+
+@pytest.mark.parametrize(
+    ("labels", "field"),
+    [
+        ({f"n{number}": "" for number in range(9)}, "labels"),
+        ({f"n{number}": "x" * 120 for number in range(5)}, "labels"),
+        ({"a": "é" * 127, "b": "é" * 127}, "labels"),
+        ({"A": "x"}, "labels.A.[key]"),
+        ({"": "x"}, "labels..[key]"),
+        ({"a" * 33: "x"}, f"labels.{'a' * 33}.[key]"),
+        ({"a": "x" * 129}, "labels.a"),
+        ({"a": "\x00"}, "labels.a"),
+        ({"a": 5}, "labels.a"),
+        ({"a": {"b": "c"}}, "labels.a"),
+        ([], "labels"),
+        ("x", "labels"),
+    ],
+)
+def test_labels_that_are_too_many_too_long_or_no_texts_are_refused(labels, field):
+    assert field in refused_fields(with_last(USAGE, f',"labels":{json.dumps(labels)}'))
+
+
+def test_a_label_that_is_given_twice_is_refused_and_named():
+    assert refused_fields(with_last(USAGE, ',"labels":{"a":"x","a":"y"}')) == {"labels.a": "is given 2 times"}
+    assert refused_fields(with_last(USAGE, ',"labels":{"a":"x"},"labels":{"a":"x"}'))["labels"] == "is given 2 times"
+    assert not parse_event(with_last(USAGE, ',"labels":{}').encode()).labels

@@ -69,6 +69,35 @@ def test_positions_and_ordinals_are_dense_and_times_never_go_back(history, grace
 
 
 @given(histories, st.sampled_from([0, 600]))
+def test_balances_and_totals_are_running_sums_and_the_last_ones_are_the_organisations(history, grace_s):
+    state, _ = run(history, grace_s)
+    balance, totals = 0, [0] * len(state.totals)
+    for movement in state.movements:
+        balance += 0 if movement.kind is Kind.OVERFLOW else movement.credits
+        for feed in movement.ordinals:
+            totals[feed] += movement.credits
+        assert movement.balance == balance >= 0
+        assert movement.total == totals[max(movement.ordinals)]
+    assert state.totals == totals
+    assert balance == sum(grant.remaining for grant in state.grants.values())
+    assert state.pending == sum(grant.credits for grant in state.grants.values() if grant.state is State.PENDING)
+
+
+@given(histories, st.sampled_from([0, 600]))
+def test_a_grant_knows_the_positions_of_its_story(history, grace_s):
+    state, _ = run(history, grace_s)
+    for grant in state.grants.values():
+        own = [m for m in state.movements if not m.usage_kind and m.usage_ref == grant.grant_ref]
+        drawn_at = [m.ordinals[0] for m in state.movements if grant.grant_no in dict(m.draws)]
+        closed_at = [m.ordinals[0] for m in own if m.kind is not Kind.ALLOT] or drawn_at
+        assert grant.allot_position == next((m.ordinals[0] for m in own if m.kind is Kind.ALLOT), None)
+        assert (grant.first_draw_position, grant.last_draw_position) == (
+            (drawn_at[0], drawn_at[-1]) if drawn_at else (None, None)
+        )
+        assert grant.close_position == (closed_at[-1] if not grant.open and grant.allot_position is not None else None)
+
+
+@given(histories, st.sampled_from([0, 600]))
 def test_movements_without_overflow_add_up_to_what_remains(history, grace_s):
     state, _ = run(history, grace_s)
     allotted = [grant for grant in state.grants.values() if grant.allot_position is not None]

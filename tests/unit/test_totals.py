@@ -1,32 +1,25 @@
-"""How many credits may the open grants of an organisation hold?"""
+"""How large may the sums of an organisation's credits become?"""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from feeds.movement import Kind
+from feeds.page import feed_number
 from tests.histories import organisation, terms
 from worker.events import CREDITS_MAX, GrantEvent, RevokeEvent, UsageEvent
-from worker.ledger.grants import Grant
-from worker.ledger.organisation import learn
 from worker.ledger.posting import TOTAL_MAX, TotalTooLarge, post
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=1)
-ALMOST = TOTAL_MAX // CREDITS_MAX
-REST = TOTAL_MAX % CREDITS_MAX
+REST = 7
 
 
-def full_organisation():
-    """Return an organisation whose grants hold as much as `ALMOST` grants can; half of them start later."""
+def organisation_with(kind, total, usage_number=None):
+    """Return an organisation whose movements of one kind have a sum of credits. It has no grant."""
     state = organisation()
-    for number in range(1, ALMOST + 1):
-        pending = number % 2 == 0
-        known = Grant(
-            number, f"g{number}", CREDITS_MAX, "plan", 50, LATER if pending else None, None,
-            remaining=0 if pending else CREDITS_MAX, allot_position=None if pending else number,
-        )  # fmt: skip
-        learn(state, known, terms(NOW))
-    state.grant_count, state.promised = ALMOST, ALMOST * CREDITS_MAX
+    for number in (0, feed_number(kind, None), feed_number(kind, usage_number)):
+        state.totals[number] = total
     return state
 
 
@@ -39,9 +32,13 @@ def grant(ref, amount, **fields):
     return GrantEvent(org_id="org_a", grant_ref=ref, credits=amount, source="plan", **fields)
 
 
+def usage(ref, amount):
+    return UsageEvent(org_id="org_a", usage_ref=ref, usage_kind="ai_usage", credits=amount)
+
+
 @pytest.mark.parametrize("start", [None, LATER])
-def test_a_grant_that_would_carry_the_balance_past_what_json_holds_exactly_is_refused(start):
-    state = full_organisation()
+def test_a_grant_that_would_carry_all_grants_past_what_json_holds_exactly_is_refused(start):
+    state = organisation_with(Kind.ALLOT, TOTAL_MAX - REST)
     post_all(state, grant("fits", REST, effective_at=start))
     movements = len(state.movements)
 
@@ -51,24 +48,47 @@ def test_a_grant_that_would_carry_the_balance_past_what_json_holds_exactly_is_re
     assert len(state.movements) == movements
     assert "too_much" not in state.grants
 
-    later = terms(LATER)
-    post(UsageEvent(org_id="org_a", usage_ref="u", usage_kind="ai_usage", credits=1), state, later, added_at=LATER)
-    assert sum(each.remaining for each in state.grants.values()) == TOTAL_MAX - 1
+    post(usage("u", 1), state, terms(LATER), added_at=LATER)
+    assert state.totals[feed_number(Kind.ALLOT, None)] == TOTAL_MAX
+    assert state.pending == 0
 
 
-def test_a_refused_grant_is_taken_once_credits_were_used_or_revoked():
-    state = full_organisation()
-    post_all(state, grant("fits", REST))
-    usage = UsageEvent(org_id="org_a", usage_ref="u", usage_kind="ai_usage", credits=5)
+def test_a_pending_grant_that_is_revoked_makes_room_and_one_that_was_allotted_does_not():
+    state = organisation_with(Kind.ALLOT, TOTAL_MAX - 2 * REST)
+    post_all(state, grant("pending", REST, effective_at=LATER), grant("active", REST))
+    for ref in ("pending", "active"):
+        post_all(state, RevokeEvent(org_id="org_a", grant_ref=ref))
 
-    post_all(state, usage, grant("as_much_as_was_used", 5))
     with pytest.raises(TotalTooLarge):
-        post_all(state, grant("more", CREDITS_MAX))
-    post_all(state, RevokeEvent(org_id="org_a", grant_ref="g2"), grant("more", CREDITS_MAX))
-    assert state.promised == TOTAL_MAX
+        post_all(state, grant("more", REST + 1))
+    post_all(state, grant("as_much_as_was_pending", REST))
 
 
 def test_a_grant_that_is_repeated_is_no_new_one():
-    state = full_organisation()
+    state = organisation_with(Kind.ALLOT, TOTAL_MAX - REST)
     post_all(state, grant("fits", REST), grant("fits", REST))
-    assert state.promised == TOTAL_MAX
+    assert state.totals[feed_number(Kind.ALLOT, None)] == TOTAL_MAX
+
+
+def test_a_usage_that_would_carry_the_overflow_past_what_json_holds_exactly_is_refused():
+    state = organisation_with(Kind.OVERFLOW, REST - TOTAL_MAX, usage_number=0)
+    post_all(state, usage("fits", REST))
+
+    with pytest.raises(TotalTooLarge):
+        post_all(state, usage("too_much", 1))
+    assert [movement.usage_ref for movement in state.movements] == ["fits"]
+    assert state.movements[-1].total == -TOTAL_MAX
+
+    post_all(state, grant("g", 5), usage("too_much", 5))  # it draws, and nothing overflows
+    assert state.movements[-1].kind is Kind.CONSUME
+
+
+def test_a_usage_that_would_carry_what_was_consumed_past_what_json_holds_exactly_is_refused_whole():
+    state = organisation_with(Kind.CONSUME, REST - TOTAL_MAX, usage_number=0)
+    post_all(state, grant("g", CREDITS_MAX))
+
+    with pytest.raises(TotalTooLarge):
+        post_all(state, usage("too_much", REST + 1))
+    post_all(state, usage("fits", REST))
+    assert state.grants["g"].drawn == REST
+    assert state.movements[-1].total == -TOTAL_MAX

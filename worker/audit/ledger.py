@@ -28,6 +28,7 @@ RULES = (
     "find_wrong_grants",
     "find_wrong_totals",
     "find_wrong_last_hashes",
+    "find_wrong_labels",
 )
 """The queries that check a range of organisations."""
 

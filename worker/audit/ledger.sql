@@ -40,12 +40,14 @@ ORDER BY 1;
 
 -- name: find_wrong_order
 -- Compares every movement with the one before it. Positions and the ordinals of kinds have no gaps and increase
--- together; times never decrease; each hash is the one that worker/ledger/hash_chain.py computes. Reports the first
--- error of each rule. (One pass over the sorted movements checks all four: sorting is half of the query's time.)
+-- together; times never decrease; each balance is the sum of the credits of all kinds but overflow; each hash is the one
+-- that worker/ledger/hash_chain.py computes. Reports the first error of each rule. (One pass over the sorted movements
+-- checks all: sorting is half of the query's time. The totals of usages are checked by find_wrong_usage_ordinals.)
 SELECT DISTINCT ON (org_no, rule) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
     SELECT
-        org_no, position, kind_ordinal, created_at, hash,
+        org_no, position, kind_ordinal, created_at, hash, balance,
+        CASE WHEN usage_number IS NULL THEN total END AS total,
         lag(position, 1, 0::bigint) OVER by_position + 1 AS next_position,
         lag(created_at) OVER by_position AS last_created_at,
         CASE kind
@@ -55,19 +57,26 @@ FROM (
             WHEN 'e' THEN count(*) FILTER (WHERE kind = 'e') OVER by_position
             WHEN 'r' THEN count(*) FILTER (WHERE kind = 'r') OVER by_position
         END AS next_kind_ordinal,
+        sum(credits) FILTER (WHERE kind <> 'o') OVER by_position AS next_balance,
+        CASE kind
+            WHEN 'a' THEN sum(credits) FILTER (WHERE kind = 'a') OVER by_position
+            WHEN 'e' THEN sum(credits) FILTER (WHERE kind = 'e') OVER by_position
+            WHEN 'r' THEN sum(credits) FILTER (WHERE kind = 'r') OVER by_position
+        END AS next_total,
         sha256(
             COALESCE(lag(hash) OVER by_position, sha256(convert_to(org_id, 'UTF8')))
             || convert_to(
                 concat_ws(
-                    ' ', position, encode(uuid_send(movement_id), 'hex'), kind, credits, COALESCE(usage_kind, '-'),
-                    usage_ref, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                    COALESCE(draws, '-')
+                    ' ', position, kind, credits, balance, total, COALESCE(usage_kind, '-'), usage_ref,
+                    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                    COALESCE(draws, '-'), COALESCE(labels, '-')
                 ), 'UTF8'
             )
         ) AS next_hash
     FROM movements
     LEFT JOIN organisations USING (org_no)
     LEFT JOIN usage_kinds USING (usage_number)
+    LEFT JOIN movement_labels USING (org_no, position)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     WINDOW by_position AS (PARTITION BY org_no ORDER BY position ROWS UNBOUNDED PRECEDING)
 ) AS numbered
@@ -76,24 +85,32 @@ CROSS JOIN LATERAL (
         ('position', position <> next_position, next_position::text, position::text),
         ('kind_ordinal', kind_ordinal <> next_kind_ordinal, next_kind_ordinal::text, kind_ordinal::text),
         ('created_at', created_at < last_created_at, 'not before ' || last_created_at, created_at::text),
+        ('balance', balance <> next_balance, next_balance::text, balance::text),
+        ('total', total <> next_total, next_total::text, total::text),
         ('hash', hash <> next_hash, encode(next_hash, 'hex'), encode(hash, 'hex'))
 ) AS checked (rule, broken, expected, found)
 WHERE (
-    position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at OR hash <> next_hash
+    position <> next_position OR kind_ordinal <> next_kind_ordinal OR created_at < last_created_at
+    OR balance <> next_balance OR total <> next_total OR hash <> next_hash
 ) AND broken
 ORDER BY org_no, rule, position;
 
 -- name: find_wrong_usage_ordinals
--- The ordinals of usage kinds have no gaps and increase with the position. Reports the first error of each rule.
+-- The ordinals of usage kinds have no gaps and increase with the position; the total of a usage is the sum of the credits
+-- of its kind and usage kind. Reports the first error of each rule.
 SELECT DISTINCT ON (org_no, rule, usage_number) org_no, rule, 'position ' || position AS place, expected, found
 FROM (
     SELECT
-        org_no, position, usage_number, usage_ordinal, kind_usage_ordinal,
+        org_no, position, usage_number, usage_ordinal, kind_usage_ordinal, total,
         row_number() OVER by_position AS next_usage_ordinal,
         CASE kind
             WHEN 'c' THEN count(*) FILTER (WHERE kind = 'c') OVER by_position
             ELSE count(*) FILTER (WHERE kind <> 'c') OVER by_position
-        END AS next_kind_usage_ordinal
+        END AS next_kind_usage_ordinal,
+        CASE kind
+            WHEN 'c' THEN sum(credits) FILTER (WHERE kind = 'c') OVER by_position
+            ELSE sum(credits) FILTER (WHERE kind <> 'c') OVER by_position
+        END AS next_total
     FROM movements
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND usage_number IS NOT NULL
     WINDOW by_position AS (PARTITION BY org_no, usage_number ORDER BY position ROWS UNBOUNDED PRECEDING)
@@ -104,9 +121,12 @@ CROSS JOIN LATERAL (
         (
             'kind_usage_ordinal', kind_usage_ordinal <> next_kind_usage_ordinal,
             next_kind_usage_ordinal, kind_usage_ordinal
-        )
+        ),
+        ('total', total <> next_total, next_total, total)
 ) AS checked (rule, broken, expected, found)
-WHERE (usage_ordinal <> next_usage_ordinal OR kind_usage_ordinal <> next_kind_usage_ordinal) AND broken
+WHERE (
+    usage_ordinal <> next_usage_ordinal OR kind_usage_ordinal <> next_kind_usage_ordinal OR total <> next_total
+) AND broken
 ORDER BY org_no, rule, usage_number, position;
 
 -- name: find_wrong_overflows
@@ -151,8 +171,13 @@ WITH own_movements AS (
         COALESCE(-sum(credits) FILTER (WHERE kind = 'e'), 0) AS expired,
         COALESCE(-sum(credits) FILTER (WHERE kind = 'r'), 0) AS revoked,
         count(*) FILTER (WHERE kind <> 'a') AS ends,
-        min(position) FILTER (WHERE kind <> 'a') AS ended_at
+        min(position) FILTER (WHERE kind <> 'a') AS ended_at,
+        -- all of its lines have the labels of the grant
+        COALESCE(min(labels), '-') AS least_labels,
+        COALESCE(max(labels), '-') AS greatest_labels,
+        count(labels) AS labelled
     FROM movements
+    LEFT JOIN movement_labels USING (org_no, position)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND usage_number IS NULL
     GROUP BY org_no, usage_ref
 ),
@@ -219,10 +244,24 @@ CROSS JOIN LATERAL (
         'grant_order', 'allot, draws, end',
         format('allot at %%s, draws at %%s to %%s, end at %%s', allotted_at, first_at, last_at, ended_at)
     WHERE first_at < allotted_at OR last_at > ended_at OR ended_at < allotted_at
+    UNION ALL
+    SELECT
+        'grant_positions',
+        format('drawn from %%s to %%s, closed at %%s', first_at, last_at, CASE WHEN NOT open THEN COALESCE(ended_at, last_at) END),
+        format('drawn from %%s to %%s, closed at %%s', first_draw_position, last_draw_position, close_position)
+    WHERE (first_draw_position, last_draw_position, close_position)
+        IS DISTINCT FROM (first_at, last_at, CASE WHEN NOT open THEN COALESCE(ended_at, last_at) END)
+    UNION ALL
+    SELECT
+        'grant_labels', COALESCE(labels, 'none'),
+        CASE WHEN least_labels <> '-' THEN least_labels ELSE 'movements without labels' END
+    WHERE allots > 0
+        AND (labelled, COALESCE(labels, '-')) IS DISTINCT FROM (CASE WHEN labels IS NULL THEN 0 ELSE allots + ends END, greatest_labels)
 ) AS checked;
 
 -- name: find_wrong_totals
--- Compares every count in an organisation's row with its movements, and the sum of its movements with its grants.
+-- Compares every count and total in an organisation's row with its movements, and the sum of its movements with its
+-- grants.
 WITH sums AS MATERIALIZED (
     SELECT
         org_no, kind, usage_number, count(*) AS movements, sum(credits) AS credits, max(created_at) AS last_created_at
@@ -232,7 +271,7 @@ WITH sums AS MATERIALIZED (
 ),
 
 feeds AS (
-    SELECT org_no, feed, sum(movements) AS movements
+    SELECT org_no, feed, sum(movements) AS movements, sum(credits) AS credits
     FROM sums
     CROSS JOIN LATERAL (
         VALUES
@@ -246,9 +285,9 @@ feeds AS (
 ),
 
 counted AS (
-    SELECT org_no, element - 1 AS feed, movements
+    SELECT org_no, element - 1 AS feed, movements, credits
     FROM organisations
-    CROSS JOIN LATERAL unnest(counts) WITH ORDINALITY AS c (movements, element)
+    CROSS JOIN LATERAL unnest(counts, totals) WITH ORDINALITY AS c (movements, credits, element)
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
 ),
 
@@ -259,14 +298,16 @@ balances AS (
 ),
 
 holdings AS (
-    SELECT org_no, count(*) AS grants, sum(remaining) FILTER (WHERE allot_position IS NOT NULL) AS remaining
+    SELECT
+        org_no, count(*) AS grants, sum(remaining) FILTER (WHERE allot_position IS NOT NULL) AS remaining,
+        sum(credits) FILTER (WHERE open AND allot_position IS NULL) AS pending
     FROM grants
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
     GROUP BY org_no
 ),
 
 known AS (
-    SELECT org_no, org_id, grants, last_created_at
+    SELECT org_no, org_id, grants, pending, last_created_at
     FROM organisations
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
 )
@@ -278,6 +319,13 @@ FROM feeds
 FULL JOIN counted USING (org_no, feed)
 WHERE COALESCE(feeds.movements, 0) <> COALESCE(counted.movements, 0)
 UNION ALL
+SELECT
+    org_no, 'feed_total' AS rule, 'feed ' || feed AS place,
+    COALESCE(feeds.credits, 0)::text AS expected, COALESCE(counted.credits, 0)::text AS found
+FROM feeds
+FULL JOIN counted USING (org_no, feed)
+WHERE COALESCE(feeds.credits, 0) <> COALESCE(counted.credits, 0)
+UNION ALL
 SELECT org_no, rule, 'organisation' AS place, expected, found
 FROM known
 FULL JOIN balances USING (org_no)
@@ -286,12 +334,16 @@ CROSS JOIN LATERAL (
     VALUES
         ('organisation_is_known', org_id IS NULL, 'a row of organisations', 'only movements of ' || org_no),
         (
-            'balance', COALESCE(credits, 0) <> COALESCE(remaining, 0),
+            'remaining', COALESCE(credits, 0) <> COALESCE(remaining, 0),
             COALESCE(credits, 0)::text, COALESCE(remaining, 0)::text
         ),
         (
             'grant_count', known.grants <> COALESCE(holdings.grants, 0),
             COALESCE(holdings.grants, 0)::text, known.grants::text
+        ),
+        (
+            'pending', known.pending <> COALESCE(holdings.pending, 0),
+            COALESCE(holdings.pending, 0)::text, known.pending::text
         ),
         (
             'last_created_at', known.last_created_at < balances.last_created_at,
@@ -314,6 +366,15 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS newest ON true
 WHERE org_no BETWEEN %(first_org)s AND %(last_org)s AND newest.hash IS DISTINCT FROM last_hash;
+
+-- name: find_wrong_labels
+-- Labels belong to a movement.
+SELECT org_no, 'labels' AS rule, 'position ' || position AS place, 'a movement' AS expected, labels AS found
+FROM movement_labels
+WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
+    AND NOT EXISTS (
+        SELECT FROM movements AS m WHERE m.org_no = movement_labels.org_no AND m.position = movement_labels.position
+    );
 
 -- name: find_wrong_offsets
 -- Every shard has a row, without which it is not posted, and there are no other rows.

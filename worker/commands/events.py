@@ -24,6 +24,27 @@ from worker.settings import worker_settings
 CHUNK_LINES = 1000
 
 
+def read_labels(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the labels that options hold, each as NAME=VALUE; None without any."""
+    pairs = [label.partition("=") for label in given]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise click.BadParameter(f"write {wrong[0]}=VALUE")
+    names = [name for name, _, _ in pairs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise click.BadParameter(f"{repeated[0]} is given {names.count(repeated[0])} times")
+    return {name: value for name, _, value in pairs} or None
+
+
+label_option = click.option(
+    "--label",
+    "labels",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=read_labels,
+    help="Kept with its movements; may be repeated.",
+)
+
+
 @click.command()
 @click.argument("org_id", metavar="ORG")
 @click.argument("usage_kind", metavar="KIND")
@@ -32,6 +53,7 @@ CHUNK_LINES = 1000
 @click.option(
     "--at", "occurred_at", metavar="TIME", help="When the credits were used, like 2026-06-01T10:00:00Z.  [default: now]"
 )
+@label_option
 @json_option
 def usage(*, as_json: bool, **given: Any) -> None:
     """Add a usage of CREDITS credits of the usage kind KIND, and print its ref.
@@ -50,6 +72,7 @@ def usage(*, as_json: bool, **given: Any) -> None:
 @click.option("--priority", type=int, default=50, show_default=True, help="From 0 to 100; lower is drawn first.")
 @click.option("--from", "effective_at", metavar="TIME", help="When it starts.  [default: no lower bound]")
 @click.option("--until", "expires_at", metavar="TIME", help="When it ends.  [default: never]")
+@label_option
 @json_option
 def grant(*, as_json: bool, **given: Any) -> None:
     """Add a grant of CREDITS credits, and print its ref.

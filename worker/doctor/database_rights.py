@@ -16,7 +16,7 @@ SQL = load_queries(__file__)
 
 TABLES = (
     "ledger", "usage_kinds", "schema_migrations", "stream_offsets", "organisations",
-    "movements", "grants", "dead_letters", "api_keys", "members",
+    "movements", "movement_labels", "grants", "dead_letters", "api_keys", "members",
 )  # fmt: skip
 Right = tuple[str, str, str | None]
 """What may be done, to which table, and to which column (None: to all)."""
@@ -26,10 +26,12 @@ WORKER_NEEDS: tuple[Right, ...] = (
     ("UPDATE", "ledger", "epoch"),
     *(("UPDATE", "stream_offsets", column) for column in ("last_entry_id", "moved_at")),
     ("INSERT", "organisations", "org_id"),
-    *(("UPDATE", "organisations", column) for column in ("counts", "grants", "last_created_at", "last_hash")),
-    *(("INSERT", table, None) for table in ("movements", "grants", "dead_letters", "api_keys", "members")),
-    *(("UPDATE", "grants", column) for column in ("remaining", "drawn", "expired", "revoked", "open")),
-    *(("UPDATE", "grants", column) for column in ("allot_position", "revoke_reason")),
+    *(("UPDATE", "organisations", column) for column in ("counts", "totals", "grants", "pending", "revision")),
+    *(("UPDATE", "organisations", column) for column in ("last_created_at", "last_hash")),
+    *(("INSERT", table, None) for table in TABLES if table in {"movements", "movement_labels", "grants"}),
+    *(("INSERT", table, None) for table in ("dead_letters", "api_keys", "members")),
+    *(("UPDATE", "grants", column) for column in ("remaining", "drawn", "expired", "revoked", "open", "revoke_reason")),
+    *(("UPDATE", "grants", f"{moment}_position") for moment in ("allot", "first_draw", "last_draw", "close")),
     ("DELETE", "dead_letters", None),
     ("UPDATE", "api_keys", "revoked_at"),
     ("UPDATE", "members", "role"),

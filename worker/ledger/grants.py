@@ -26,8 +26,10 @@ PENDING, ACTIVE, CLOSED = State  # on Python 3.11 `State.PENDING` takes 70 ns, a
 class Grant:
     """Credits that a plan or a promotion gave.
 
-    `allot_position` is the position of the allot movement, None until the grant has one. `open` is false once the grant
-    is closed; `remaining` is zero before the allot and after the close.
+    `allot_position` is the position of the allot movement, None until the grant has one. `first_draw_position` and
+    `last_draw_position` are those of the movements that first and last drew from it, `close_position` that of the
+    movement that closed it. `open` is false once the grant is closed; `remaining` is zero before the allot and after
+    the close. `labels` is JSON.
     """
 
     grant_no: int
@@ -42,8 +44,12 @@ class Grant:
     expired: int = 0
     revoked: int = 0
     allot_position: int | None = None
+    first_draw_position: int | None = None
+    last_draw_position: int | None = None
+    close_position: int | None = None
     open: bool = True
     revoke_reason: str | None = None
+    labels: str | None = None
 
     @property
     def state(self) -> State:

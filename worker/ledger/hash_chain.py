@@ -24,15 +24,15 @@ def next_hash(previous: bytes, movement: Movement) -> bytes:
 
 
 def hashed_content(movement: Movement) -> bytes:
-    """Return what is hashed of a movement: eight fields separated by single spaces. No field holds a space.
+    """Return what is hashed of a movement: ten fields separated by single spaces. Only the last may hold spaces.
 
-    Position, id (32 hexadecimal digits), letter of the kind, credits, usage kind or `-`, ref, time in UTC with six
-    digits of the second, draws or `-`: `7 018f… c -10 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6`.
+    Position, letter of the kind, credits, balance, total, usage kind or `-`, ref, time in UTC with six digits of the
+    second, draws or `-`, labels or `-`: `7 c -10 90 -35 ai_usage u1 2026-06-01T10:00:00.000000Z 1:4,2:6 {"seat":"9"}`.
     """
     return (
-        f"{movement.ordinals[EVERYTHING]} {movement.id.hex} {movement.kind.letter} {movement.credits}"
+        f"{movement.ordinals[EVERYTHING]} {movement.kind.letter} {movement.credits} {movement.balance} {movement.total}"
         f" {movement.usage_kind or '-'} {movement.usage_ref} {format_instant(movement.created_at)}"
-        f" {format_draws(movement.draws) or '-'}"
+        f" {format_draws(movement.draws) or '-'} {movement.labels or '-'}"
     ).encode()
 
 

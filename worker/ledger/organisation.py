@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from heapq import heappush
 from itertools import count
 
-from feeds.movement import AnyUUID, Movement
+from feeds.movement import Movement
 from worker.ledger.grants import ACTIVE, ALWAYS, FIRST_DRAWN, NEVER, PENDING, DrawPlace, Grant, draw_order
 
 
@@ -17,7 +17,6 @@ class Terms:
     now: datetime
     expiry_grace: timedelta
     usage_numbers: Mapping[str, int]
-    new_id: Callable[[], AnyUUID]
 
 
 Change = tuple[datetime, bool, int, Grant]
@@ -31,14 +30,13 @@ At the same time, starts come before ends, then older grants before newer ones.
 class Organisation:
     """The state of an organisation whose row is locked, and what this batch adds to it.
 
-    `counts` holds the number of movements of each feed, by the feed's number. `last_created_at` and `last_hash` are the
-    newest movement's. `grants` holds, by ref, the grants that are known: those whose start or end has come, those that
-    the batch names, and as many of the others, in draw order, as the batch has needed. `usages` maps the ref of each
-    usage that the batch names and that is already posted to its kind and credits. `movements` and `changed_grants` are
-    still to be written. `changes` is a heap of the starts and ends of known grants, as `Change` says. `draw_list` holds
-    the known active grants in draw order; it is None until the first draw. `promised` is what the open grants hold,
-    with those that start later. It is read only for an organisation whose grants are so many that `TOTAL_MAX` can be
-    reached.
+    `counts` and `totals` hold the number of movements of each feed, and the sum of their credits, by the feed's number.
+    `last_hash` and `last_created_at` are the newest movement's; before the first, the hash is that of the `org_id`.
+    `pending` is what the grants that start later will give. `grants` holds, by ref, the grants that are known: those
+    whose start or end has come, those that the batch names, and as many of the others, in draw order, as the batch has
+    needed. `usages` maps the ref of each usage that the batch names and that is already posted to its kind and credits.
+    `movements` and `changed_grants` are still to be written. `changes` is a heap of the starts and ends of known
+    grants, as `Change` says. `draw_list` holds the known active grants in draw order; it is None until the first draw.
 
     `read_more` reads active grants that are not known yet, the next ones in draw order, and tells `learn_drawable` of
     them. It is None when all are known. `read_to` is the place in the draw order up to which all are known.
@@ -46,16 +44,17 @@ class Organisation:
 
     org_id: str
     counts: list[int]
+    totals: list[int]
+    last_hash: bytes
     grant_count: int = 0
+    pending: int = 0
     last_created_at: datetime = ALWAYS
-    last_hash: bytes | None = None
     grants: dict[str, Grant] = field(default_factory=dict)
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)
     movements: list[Movement] = field(default_factory=list)
     changed_grants: dict[int, Grant] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     draw_list: list[Grant] | None = None
-    promised: int = 0
     read_more: Callable[[], None] | None = None
     read_to: DrawPlace = FIRST_DRAWN
 

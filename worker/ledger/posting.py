@@ -4,19 +4,25 @@ The rules of credits (worker/README.md), as functions of values: no clock, no da
 """
 
 from bisect import insort
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from heapq import heappop
 
 from feeds.movement import USAGE_CAUSED, Kind, Movement
-from feeds.page import EVERYTHING, feed_numbers
-from worker.events import CREDITS_MAX, Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent
+from feeds.page import EVERYTHING, feed_number, feed_numbers
+from worker.events import Event, EventRefused, GrantEvent, RevokeEvent, UsageEvent, format_labels
 from worker.ledger.grants import ALWAYS, CLOSED, GRANT_CONTENT, NEVER, PENDING, Grant, draw_order
+from worker.ledger.hash_chain import next_hash
 from worker.ledger.organisation import Organisation, Terms, drop_closed, learn, walk_drawable
 
 FUTURE_TOLERANCE = timedelta(seconds=300)
 TOTAL_MAX = 2**53 - 1
 """The largest whole number that every reader of JSON reads exactly."""
+
+ALLOTS = feed_number(Kind.ALLOT, None) or 0
+CONSUMES = feed_number(Kind.CONSUME, None) or 0
+OVERFLOWS = feed_number(Kind.OVERFLOW, None) or 0
 
 feeds_of = cache(feed_numbers)
 
@@ -40,9 +46,14 @@ class GrantUnknown(EventRefused):
 
 
 class TotalTooLarge(EventRefused):
-    """A grant would carry the organisation's granted credits past 2^53 - 1. Replay it once credits were used."""
+    """The event would carry a sum of the organisation's credits past 2^53 - 1. Send it for another `org_id`."""
 
     code = "unpostable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"a sum of this organisation's credits would pass {TOTAL_MAX}, beyond which many JSON readers lose digits"
+        )
 
 
 def post(event: Event, organisation: Organisation, terms: Terms, added_at: datetime) -> None:
@@ -82,14 +93,15 @@ def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, adde
     occurred_at = time_of(usage, added_at, terms)
     if occurred_at - terms.now > FUTURE_TOLERANCE:
         raise EventInFuture(f"occurred_at is more than 300 s ahead of {terms.now.isoformat()}")
+    draws, overflow = find_draws(usage.credits, organisation, occurred_at)
+    require_exact_totals(usage, organisation, overflow)
     organisation.usages[usage.usage_ref] = (usage.usage_kind, usage.credits)
-    draws, overflow = draw(usage.credits, organisation, occurred_at)
+    labels = format_labels(usage.labels) if usage.labels else None
     if draws:
-        consumed, drawn = usage.credits - overflow, tuple(draws)
-        organisation.promised -= consumed
-        add_movement(organisation, terms, Kind.CONSUME, -consumed, usage.usage_ref, usage.usage_kind, drawn)
+        drawn, consumed = draw(organisation, draws), usage.credits - overflow
+        add_movement(organisation, terms, Kind.CONSUME, -consumed, usage.usage_ref, usage.usage_kind, drawn, labels)
     if overflow:
-        add_movement(organisation, terms, Kind.OVERFLOW, -overflow, usage.usage_ref, usage.usage_kind)
+        add_movement(organisation, terms, Kind.OVERFLOW, -overflow, usage.usage_ref, usage.usage_kind, labels=labels)
 
 
 def time_of(usage: UsageEvent, added_at: datetime, terms: Terms) -> datetime:
@@ -97,28 +109,47 @@ def time_of(usage: UsageEvent, added_at: datetime, terms: Terms) -> datetime:
     return usage.occurred_at or min(added_at, terms.now)
 
 
-def draw(credits_wanted: int, organisation: Organisation, occurred_at: datetime) -> tuple[list[tuple[int, int]], int]:
-    """Take credits from the active grants that were valid at `occurred_at`, in draw order.
+def find_draws(
+    credits_wanted: int, organisation: Organisation, occurred_at: datetime
+) -> tuple[list[tuple[Grant, int]], int]:
+    """Find the active grants that were valid at `occurred_at`, in draw order, and how much each can give.
 
-    Returns what each grant (by number) gives, and the credits that no grant could give.
+    Returns these, and the credits that no grant can give.
     """
     draws = []
-    used_up = False
     for grant in walk_drawable(organisation):
         if (grant.effective_at or ALWAYS) <= occurred_at < (grant.expires_at or NEVER):
             taken = min(credits_wanted, grant.remaining)
-            grant.remaining -= taken
-            grant.drawn += taken
-            if not grant.remaining:
-                grant.open, used_up = False, True
-            organisation.changed_grants[grant.grant_no] = grant
-            draws.append((grant.grant_no, taken))
+            draws.append((grant, taken))
             credits_wanted -= taken
             if not credits_wanted:
                 break
-    if used_up:
-        drop_closed(organisation)
     return draws, credits_wanted
+
+
+def require_exact_totals(usage: UsageEvent, organisation: Organisation, overflow: int) -> None:
+    """Raise TotalTooLarge if the usage would carry the sum of a feed's credits past `TOTAL_MAX`."""
+    totals = organisation.totals
+    if totals[CONSUMES] + totals[OVERFLOWS] - usage.credits >= -TOTAL_MAX:  # so is each of the two, and each usage kind
+        return
+    if max(usage.credits - overflow - totals[CONSUMES], overflow - totals[OVERFLOWS]) > TOTAL_MAX:
+        raise TotalTooLarge
+
+
+def draw(organisation: Organisation, draws: Sequence[tuple[Grant, int]]) -> tuple[tuple[int, int], ...]:
+    """Take credits from grants, for the movement that is added next. Returns the draws with the grants' numbers."""
+    position = organisation.counts[EVERYTHING] + 1
+    for grant, taken in draws:
+        grant.remaining -= taken
+        grant.drawn += taken
+        grant.first_draw_position = grant.first_draw_position or position
+        grant.last_draw_position = position
+        if not grant.remaining:
+            grant.open, grant.close_position = False, position
+        organisation.changed_grants[grant.grant_no] = grant
+    if any(not grant.open for grant, _ in draws):
+        drop_closed(organisation)
+    return tuple([(grant.grant_no, taken) for grant, taken in draws])
 
 
 def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> None:
@@ -128,31 +159,18 @@ def post_grant(event: GrantEvent, organisation: Organisation, terms: Terms) -> N
         if any(getattr(known, name) != getattr(event, name) for name in GRANT_CONTENT):
             raise EventConflict("another grant has this grant_ref, with other content")
         return
-    require_exact_total(organisation, event.credits)
+    # Grants that start later count too, because no event can be refused when they start.
+    if organisation.totals[ALLOTS] + organisation.pending + event.credits > TOTAL_MAX:
+        raise TotalTooLarge
     organisation.grant_count += 1
-    organisation.promised += event.credits
+    organisation.pending += event.credits
     content = {name: getattr(event, name) for name in GRANT_CONTENT}
-    grant = Grant(organisation.grant_count, event.grant_ref, **content)
+    labels = format_labels(event.labels) if event.labels else None
+    grant = Grant(organisation.grant_count, event.grant_ref, **content, labels=labels)
     organisation.changed_grants[grant.grant_no] = grant
     learn(organisation, grant, terms)
     if (grant.effective_at or ALWAYS) <= terms.now:
         allot(organisation, terms, grant)
-
-
-def require_exact_total(organisation: Organisation, credits_given: int) -> None:
-    """Raise TotalTooLarge if the organisation's balance could not be exact with a new grant of these credits.
-
-    Grants that start later count too, because no event can be refused when they start.
-    """
-    if may_reach_total(organisation, 1) and organisation.promised + credits_given > TOTAL_MAX:
-        raise TotalTooLarge(
-            f"the open grants would hold more than {TOTAL_MAX} credits; many JSON readers lose digits above that"
-        )
-
-
-def may_reach_total(organisation: Organisation, new_grants: int) -> bool:
-    """Tell whether the organisation has, with the new ones, so many grants that their sum can pass `TOTAL_MAX`."""
-    return (organisation.grant_count + new_grants) * CREDITS_MAX > TOTAL_MAX
 
 
 def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -> None:
@@ -170,8 +188,9 @@ def post_revoke(revoke: RevokeEvent, organisation: Organisation, terms: Terms) -
 
 
 def allot(organisation: Organisation, terms: Terms, grant: Grant) -> None:
-    """Make a grant active, and add its allot movement."""
-    add_movement(organisation, terms, Kind.ALLOT, grant.credits, grant.grant_ref)
+    """Make a pending grant active, and add its allot movement."""
+    organisation.pending -= grant.credits
+    add_movement(organisation, terms, Kind.ALLOT, grant.credits, grant.grant_ref, labels=grant.labels)
     grant.allot_position = organisation.counts[EVERYTHING]
     grant.remaining = grant.credits
     organisation.changed_grants[grant.grant_no] = grant
@@ -181,7 +200,8 @@ def allot(organisation: Organisation, terms: Terms, grant: Grant) -> None:
 
 def close(organisation: Organisation, terms: Terms, grant: Grant, kind: Kind) -> None:
     """Close a grant for good, and add a movement of this kind (expire or revoke) if credits remained."""
-    organisation.promised -= grant.credits if grant.state is PENDING else grant.remaining
+    if grant.state is PENDING:
+        organisation.pending -= grant.credits
     lapsed, grant.remaining, grant.open = grant.remaining, 0, False
     organisation.changed_grants[grant.grant_no] = grant
     drop_closed(organisation)
@@ -190,7 +210,8 @@ def close(organisation: Organisation, terms: Terms, grant: Grant, kind: Kind) ->
     else:
         grant.revoked = lapsed
     if lapsed:
-        add_movement(organisation, terms, kind, -lapsed, grant.grant_ref)
+        add_movement(organisation, terms, kind, -lapsed, grant.grant_ref, labels=grant.labels)
+        grant.close_position = organisation.counts[EVERYTHING]
 
 
 def add_movement(  # noqa: PLR0913, PLR0917 -- the fields of a movement
@@ -201,13 +222,28 @@ def add_movement(  # noqa: PLR0913, PLR0917 -- the fields of a movement
     usage_ref: str,
     usage_kind: str | None = None,
     draws: tuple[tuple[int, int], ...] = (),
+    labels: str | None = None,
 ) -> None:
-    """Add one movement, with its ordinal in each of its feeds. `created_at` never goes back."""
+    """Add one movement, with its ordinal in each of its feeds, and its hash. `created_at` never goes back."""
     usage_number = terms.usage_numbers[usage_kind] if usage_kind is not None and kind in USAGE_CAUSED else None
-    ordinals = {}
-    for number in feeds_of(kind, usage_number):
-        organisation.counts[number] += 1
-        ordinals[number] = organisation.counts[number]
+    counts, totals, ordinals, narrowest = organisation.counts, organisation.totals, {}, EVERYTHING
+    for narrowest in feeds_of(kind, usage_number):
+        counts[narrowest] += 1
+        totals[narrowest] += signed_credits
+        ordinals[narrowest] = counts[narrowest]
     created_at = organisation.last_created_at = max(organisation.last_created_at, terms.now)
-    movement = Movement(terms.new_id(), kind, signed_credits, usage_kind, usage_ref, created_at, ordinals, draws)
-    organisation.movements.append(movement)
+    balance = totals[EVERYTHING] - totals[OVERFLOWS]
+    facts = (
+        kind,
+        signed_credits,
+        usage_kind,
+        usage_ref,
+        created_at,
+        ordinals,
+        balance,
+        totals[narrowest],
+        draws,
+        labels,
+    )
+    organisation.last_hash = next_hash(organisation.last_hash, Movement(*facts))
+    organisation.movements.append(Movement(*facts, organisation.last_hash))

@@ -1,12 +1,10 @@
 """What does a batch lock and read before its events are posted?"""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
-
-from uuid_utils import uuid7
 
 from feeds.page import count_feeds
 from feeds.queries import load_queries
@@ -15,8 +13,9 @@ from worker.ledger.arrays import format_array, format_columns
 from worker.ledger.batch import Batch
 from worker.ledger.entries import Entry
 from worker.ledger.grants import Grant
+from worker.ledger.hash_chain import initial_hash
 from worker.ledger.organisation import Organisation, Terms, learn, learn_drawable
-from worker.ledger.posting import may_reach_total, time_of
+from worker.ledger.posting import time_of
 
 SQL = load_queries(__file__)
 
@@ -44,13 +43,15 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
     for stream, entry_id, digest in found:
         batch.buried[stream, entry_id].add(digest)
     feeds = count_feeds(batch.ledger.usage_kinds)
-    for org_id, org_no, known_counts, grant_count, last_created_at, last_hash in locked:
-        counts = known_counts + [0] * (feeds - len(known_counts))  # usage kinds may have been added since
+    for org_id, org_no, counts, totals, last_hash, *others in locked:
+        new = [0] * (feeds - len(counts))  # usage kinds may have been added since
         batch.org_nos[org_id] = org_no
-        batch.organisations[org_id] = Organisation(org_id, counts, grant_count, last_created_at, last_hash)
+        batch.organisations[org_id] = Organisation(
+            org_id, counts + new, totals + new, last_hash or initial_hash(org_id), *others
+        )
     [(before,)], [(now,)] = clock_before.fetchall(), clock.fetchall()
     batch.posted.locking = now - before
-    batch.terms = Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers, uuid7)
+    batch.terms = Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers)
 
 
 def read_named(batch: Batch, events: Sequence[Event]) -> None:
@@ -66,10 +67,6 @@ def read_named(batch: Batch, events: Sequence[Event]) -> None:
     grants = dict.fromkeys(
         (org_nos[event.org_id], event.grant_ref) for event in events if isinstance(event, GrantEvent | RevokeEvent)
     )
-    new_grants = Counter(event.org_id for event in events if isinstance(event, GrantEvent))
-    summed = [
-        org_nos[org_id] for org_id, new in new_grants.items() if may_reach_total(batch.organisations[org_id], new)
-    ]
     parameters = {
         "org_nos": format_array(org_nos.values()),
         "now": terms.now,
@@ -80,15 +77,12 @@ def read_named(batch: Batch, events: Sequence[Event]) -> None:
     with connection.pipeline():
         found_grants = connection.execute(SQL["read_grants"], parameters)
         found_usages = connection.execute(SQL["read_usages"], format_columns(usages, "ref_org_nos", "usage_refs"))
-        sums = connection.execute(SQL["sum_grants"], {"org_nos": format_array(summed)}) if summed else ()
     by_no = {org_nos[org_id]: organisation for org_id, organisation in batch.organisations.items()}
     for org_no, *grant in found_grants:
         learn(by_no[org_no], Grant(*grant), terms)
     usage_kinds = batch.ledger.usage_kinds
     for org_no, usage_ref, usage_number, credits_used in found_usages:
         by_no[org_no].usages[usage_ref] = (usage_kinds[usage_number], credits_used)
-    for org_no, promised in sums:
-        by_no[org_no].promised = int(promised)
 
 
 class Span(NamedTuple):

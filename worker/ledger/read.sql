@@ -32,7 +32,7 @@ ON CONFLICT (org_id) DO NOTHING;
 
 -- name: lock_organisations
 -- Lock the organisations' rows in sorted order, and read them.
-SELECT org_id, org_no, counts, grants AS grant_count, last_created_at, last_hash
+SELECT org_id, org_no, counts, totals, last_hash, grants AS grant_count, pending, last_created_at
 FROM organisations
 WHERE org_id = ANY(%(org_ids)s::text[])
 ORDER BY org_id
@@ -46,14 +46,16 @@ FROM unnest(%(org_nos)s::integer[]) AS o (org_no)
 CROSS JOIN LATERAL (
     SELECT
         org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
-        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+        remaining, drawn, expired, revoked, allot_position, first_draw_position, last_draw_position, close_position, open,
+        revoke_reason, labels
     FROM grants AS g
     WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NULL
         AND g.effective_at <= %(now)s::timestamptz
     UNION ALL
     SELECT
         org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
-        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+        remaining, drawn, expired, revoked, allot_position, first_draw_position, last_draw_position, close_position, open,
+        revoke_reason, labels
     FROM grants AS g
     WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
         AND g.expires_at <= %(ended_at)s::timestamptz
@@ -64,7 +66,8 @@ FROM unnest(%(ref_org_nos)s::integer[], %(grant_refs)s::text[]) AS r (org_no, gr
 CROSS JOIN LATERAL (
     SELECT
         org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
-        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+        remaining, drawn, expired, revoked, allot_position, first_draw_position, last_draw_position, close_position, open,
+        revoke_reason, labels
     FROM grants AS g
     WHERE g.org_no = r.org_no AND g.grant_ref = r.grant_ref
     LIMIT 1 -- there is at most one; the limit stops the planner from reversing the join
@@ -81,7 +84,8 @@ LEFT JOIN grants AS l ON l.org_no = o.org_no AND l.grant_no = o.after
 CROSS JOIN LATERAL (
     SELECT
         org_no, grant_no, grant_ref, credits, source, priority, effective_at, expires_at,
-        remaining, drawn, expired, revoked, allot_position, open, revoke_reason
+        remaining, drawn, expired, revoked, allot_position, first_draw_position, last_draw_position, close_position, open,
+        revoke_reason, labels
     FROM grants AS g
     WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
         AND (g.priority, COALESCE(g.expires_at, 'infinity'), COALESCE(g.effective_at, '-infinity'), g.allot_position)
@@ -95,22 +99,6 @@ CROSS JOIN LATERAL (
         g.priority, COALESCE(g.expires_at, 'infinity'), COALESCE(g.effective_at, '-infinity'), g.allot_position
     LIMIT %(most)s
 ) AS next;
-
--- name: sum_grants
--- The credits of all open grants of organisations that have very many, those that start later included. The sum is
--- numeric: an older version let it grow larger than a bigint.
-SELECT o.org_no, COALESCE(active.credits, 0) + COALESCE(pending.credits, 0)
-FROM unnest(%(org_nos)s::integer[]) AS o (org_no)
-CROSS JOIN LATERAL (
-    SELECT sum(g.remaining) AS credits
-    FROM grants AS g
-    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NOT NULL
-) AS active
-CROSS JOIN LATERAL (
-    SELECT sum(g.credits) AS credits
-    FROM grants AS g
-    WHERE g.org_no = o.org_no AND g.open AND g.allot_position IS NULL
-) AS pending;
 
 -- name: read_usages
 -- The usage kind and the credits of those usages of the batch that are posted. A usage is the sum of its movements: at

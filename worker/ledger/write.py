@@ -1,6 +1,6 @@
 """How is a batch of entries posted, once and whole?"""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from psycopg import Connection
@@ -9,8 +9,9 @@ from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.events import Event, EventRefused, parse_event
 from worker.ledger.arrays import (
-    HashedMovement,
+    PlacedMovement,
     format_grants,
+    format_labels,
     format_movements,
     format_organisations,
 )
@@ -18,8 +19,6 @@ from worker.ledger.batch import Batch, Posted
 from worker.ledger.dead_letters import bury
 from worker.ledger.entries import Entry, Refusal
 from worker.ledger.faults import PostingFails, describe, make_trial, may_be_an_events
-from worker.ledger.hash_chain import initial_hash, next_hash
-from worker.ledger.organisation import Organisation
 from worker.ledger.posting import post
 from worker.ledger.read import list_usage_spans, lock_organisations, read_drawable, read_named
 
@@ -140,24 +139,18 @@ def post_events(batch: Batch, events: Sequence[tuple[Entry, Event]]) -> None:
 
 def write_movements(batch: Batch, org_ids: Iterable[str]) -> None:
     """Send the new movements of organisations to Postgres, and move them to the result."""
-    hashed: list[HashedMovement] = []
+    placed: list[PlacedMovement] = []
     for org_id in org_ids:
         organisation = batch.organisations[org_id]
         if organisation.movements:
-            hashed += hash_movements(batch.org_nos[org_id], organisation)
+            org_no = batch.org_nos[org_id]
+            placed += [PlacedMovement(org_no, movement) for movement in organisation.movements]
             batch.posted.movements.setdefault(org_id, []).extend(organisation.movements)
             organisation.movements.clear()
-    if hashed:
-        batch.connection.execute(SQL["insert_movements"], format_movements(hashed, batch.ledger.usage_numbers))
-
-
-def hash_movements(org_no: int, organisation: Organisation) -> Iterator[HashedMovement]:
-    """Yield the organisation's new movements with their hashes, each of which includes the one before it."""
-    last_hash = organisation.last_hash or initial_hash(organisation.org_id)
-    for movement in organisation.movements:
-        last_hash = next_hash(last_hash, movement)
-        yield HashedMovement(org_no, movement, last_hash)
-    organisation.last_hash = last_hash
+    if placed:
+        batch.connection.execute(SQL["insert_movements"], format_movements(placed, batch.ledger.usage_numbers))
+    if labelled := [each for each in placed if each.movement.labels]:
+        batch.connection.execute(SQL["insert_labels"], format_labels(labelled))
 
 
 def write_grants(batch: Batch) -> None:

@@ -23,21 +23,29 @@ $$;
 -- name: revoke_rights
 -- Revokes all that earlier versions granted.
 REVOKE ALL ON
-    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
+    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, movement_labels, grants,
+    dead_letters, api_keys, members
 FROM usage_feeds_worker, usage_feeds_reader;
 REVOKE ALL ON FUNCTION ref_key, read_page FROM usage_feeds_worker, usage_feeds_reader;
 
 -- name: grant_worker_rights
 -- The worker posts, and runs every command except `migrate`. It can add movements, but not change or remove them.
 GRANT SELECT ON
-    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, grants, dead_letters, api_keys, members
+    ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, movement_labels, grants,
+    dead_letters, api_keys, members
 TO usage_feeds_worker;
 GRANT UPDATE (epoch) ON ledger TO usage_feeds_worker;
 GRANT UPDATE (last_entry_id, moved_at) ON stream_offsets TO usage_feeds_worker;
-GRANT INSERT (org_id), UPDATE (counts, grants, last_created_at, last_hash) ON organisations TO usage_feeds_worker;
-GRANT INSERT ON movements TO usage_feeds_worker;
 GRANT
-    INSERT, UPDATE (remaining, drawn, expired, revoked, allot_position, open, revoke_reason)
+    INSERT (org_id), UPDATE (counts, totals, grants, pending, revision, last_created_at, last_hash)
+ON organisations TO usage_feeds_worker;
+GRANT INSERT ON movements, movement_labels TO usage_feeds_worker;
+GRANT
+    INSERT,
+    UPDATE (
+        remaining, drawn, expired, revoked, allot_position, first_draw_position, last_draw_position, close_position, open,
+        revoke_reason
+    )
 ON grants TO usage_feeds_worker;
 GRANT INSERT, DELETE ON dead_letters TO usage_feeds_worker;
 GRANT INSERT, UPDATE (revoked_at) ON api_keys TO usage_feeds_worker;

@@ -12,7 +12,7 @@ from psycopg.rows import tuple_row
 
 from feeds.database import begin
 from feeds.queries import load_queries
-from feeds.schema import Ledger, SchemaAhead, UnusableSetup, check_surroundings, read_ledger
+from feeds.schema import Ledger, SchemaAhead, UnusableSetup, check_surroundings, read_ledger, read_version
 from worker.intake.backlog import read_backlogs
 from worker.intake.streams import connect
 from worker.settings import WorkerSettings
@@ -66,6 +66,7 @@ def migrate(connection: Connection[Any], settings: WorkerSettings) -> list[str]:
         check_surroundings(cursor)
         lock_schema(cursor)
         choose_schema(cursor)
+        read_version(cursor)
         try:
             applied = apply_migrations(cursor, list_migrations())
         except (DuplicateTable, DuplicateFunction, DuplicateObject) as error:
