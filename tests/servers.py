@@ -118,12 +118,13 @@ def fresh_database(server_url: str, template: str = "template0") -> Iterator[str
 
 
 class Processes:
-    """Real child processes of one test, of the code in `checkout`. Their output is printed when the test fails."""
+    """Real child processes of one test, of the code in `checkout`, by `python`. Their output is printed when the test fails."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
         self.environment = environment
         self.checkout = CHECKOUT
+        self.python = sys.executable
         self.started: list[tuple[str, Process, Path]] = []
 
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Process:
@@ -137,7 +138,7 @@ class Processes:
         log = self.folder / f"{len(self.started)}-{name}.log"
         with log.open("wb") as output:
             process = children.start(
-                [sys.executable, *command], cwd=self.checkout, env={**self.environment, **(env or {})}, output=output
+                [self.python, *command], cwd=self.checkout, env={**self.environment, **(env or {})}, output=output
             )
         self.started.append((name, process, log))
         return process
