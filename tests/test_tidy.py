@@ -19,6 +19,7 @@ PURE = {
     "feeds.identifiers",
     "feeds.movement",
     "feeds.page",
+    "feeds.times",
     "worker.events",
     "worker.ledger.grants",
     "worker.ledger.hash_chain",
@@ -48,7 +49,7 @@ LAYERS = (
     {"feeds.endpoint"},
     {"feeds.read_through"},
     {"feeds.cached"},
-    {"feeds.store"},
+    {"feeds.balance", "feeds.store"},
     {"feeds.cursor", "feeds.keys", "feeds.postgres", "feeds.schema"},
     {"feeds.page", "feeds.settings"},
     {"feeds.addresses"},
@@ -60,6 +61,7 @@ LAYERS = (
         "feeds.identifiers",
         "feeds.queries",
         "feeds.single_flight",
+        "feeds.times",
     },
 )
 """The rooms and modules from the top down: each may import only from its own room and from layers below its own."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,20 +19,17 @@ from feeds.cached.epoch import fetch_epoch
 from feeds.cached.reader import CachedFeeds
 from feeds.cursor import Signer
 from feeds.database import connect
+from feeds.endpoint.access import has_two_hosts
+from feeds.endpoint.answer import BROWSER_HEADERS, problem_answer, send_answer
 from feeds.endpoint.answer_cache import AnswerCache
+from feeds.endpoint.balance import BALANCE
 from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem, TwoHosts
 from feeds.endpoint.identity import Identities
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes, Source
 from feeds.endpoint.openapi import describe
 from feeds.endpoint.rate_limit import RateLimiter
-from feeds.endpoint.usage import (
-    BROWSER_HEADERS,
-    Services,
-    has_two_hosts,
-    problem_answer,
-    send_answer,
-    usage,
-)
+from feeds.endpoint.statement import answer_statement
+from feeds.endpoint.usage import Services, usage
 from feeds.postgres import Postgres, PostgresAway
 from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
@@ -44,6 +42,8 @@ log = logging.getLogger(__name__)
 
 USAGE_PATH = "/credits/usage"
 RAW_USAGE_PATH = USAGE_PATH.encode()
+STATEMENTS = MappingProxyType({b"/credits": BALANCE})
+"""The paths beside `/credits/usage`, which need a key too."""
 NOTE_USES_EVERY_S = 5.0
 
 
@@ -68,6 +68,8 @@ class App:
         path = scope.get("raw_path") or scope["path"].encode()
         if path == RAW_USAGE_PATH:
             await usage(scope, receive, send)
+        elif path in STATEMENTS:
+            await answer_statement(STATEMENTS[path], scope, send)
         elif b"%" in path:  # Starlette would decode it
             await send_answer(scope, send, problem_answer(NotFound()))
         elif has_two_hosts(scope["headers"]):

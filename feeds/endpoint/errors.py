@@ -3,16 +3,24 @@
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 IDENTITY_MESSAGE = "An authenticated organization identity is required"
 
 
+FAILED = MappingProxyType({"usage": "list credit activity", "balance": "read the credit balance"})
+"""What a path does, by its noun. The noun is part of the codes of the errors that each path has."""
+
+
 class Problem(Exception):  # noqa: N818 -- an answer to the caller, not an error of ours
-    """An error answer. `fields` names the parameter or header at fault, if there is one, and says what is wrong."""
+    """An error answer. `fields` names the parameter or header at fault, if there is one, and says what is wrong.
+
+    Code and message may hold `{noun}` and `{failed}`, which depend on the path.
+    """
 
     status = 500
-    code = "credit.usage.failed"
-    message = "Failed to list credit activity"
+    code = "credit.{noun}.failed"
+    message = "Failed to {failed}"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, message: str = "", *, fields: Mapping[str, str] | None = None) -> None:
@@ -20,12 +28,21 @@ class Problem(Exception):  # noqa: N818 -- an answer to the caller, not an error
         self.fields = dict(fields or {})
         super().__init__(self.message)
 
-    def body(self) -> bytes:
-        """Return the error's JSON."""
+    @classmethod
+    def code_of(cls, noun: str) -> str:
+        """Return the code as the path of this noun answers it."""
+        return cls.code.format(noun=noun)
+
+    @classmethod
+    def message_of(cls, noun: str) -> str:
+        """Return the message that the path of this noun answers, unless an error has one of its own."""
+        return cls.message.format(failed=FAILED[noun])
+
+    def body(self, noun: str) -> bytes:
+        """Return the error's JSON, as the path of this noun answers it."""
         fields = {"fields": self.fields} if self.fields else {}
-        return json.dumps(
-            {"object": "error", "code": self.code, "message": self.message} | fields, separators=(",", ":")
-        ).encode()
+        document = {"object": "error", "code": self.code_of(noun), "message": self.message.format(failed=FAILED[noun])}
+        return json.dumps(document | fields, separators=(",", ":")).encode()
 
 
 class InternalError(Problem):
@@ -50,18 +67,24 @@ class Forbidden(Problem):
 
 
 class InvalidFilter(Problem):
-    """`kind` or `usage_kind` is unknown or repeated."""
+    """A filter, such as a kind or a time, is unusable or repeated."""
 
     status = 400
-    code = "credit.usage.invalid_filter"
+    code = "credit.{noun}.invalid_filter"
     message = "A kind or usage_kind filter value is not recognized"
+
+
+class InvalidTime(InvalidFilter):
+    """A time is unusable or repeated. Send RFC 3339 with an offset, like 2026-06-01T10:00:00Z, once."""
+
+    message = "A time is not usable"
 
 
 class InvalidPage(Problem):
     """`page`, `limit` or `cursor` cannot be used."""
 
     status = 400
-    code = "credit.usage.invalid_page"
+    code = "credit.{noun}.invalid_page"
     message = "A page, limit or cursor value is not usable"
 
 
@@ -69,7 +92,7 @@ class InvalidParameter(Problem):
     """An unknown parameter, or a header given twice."""
 
     status = 400
-    code = "credit.usage.invalid_parameter"
+    code = "credit.{noun}.invalid_parameter"
     message = "A parameter is not recognized"
 
 

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from feeds import counters
 from feeds.cached.format import FeedsAway, MissReason
 from feeds.cached.multiplexer import Multiplexer
-from feeds.endpoint.errors import Problem
+from feeds.endpoint.errors import FAILED, Problem
 from feeds.single_flight import SingleFlight
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -93,7 +93,8 @@ async def read_memory(multiplexer: Multiplexer) -> Memory | None:
 
 def counter_metrics() -> Iterator[Metric]:
     """Yield what this process has counted. Every possible label is there from the start, so that `rate` works."""
-    codes = ["page", "unchanged", *sorted(problem.code for problem in Problem.__subclasses__())]
+    problems = {problem.code_of(noun) for problem in Problem.__subclasses__() for noun in FAILED}
+    codes = ["page", "unchanged", *sorted(problems)]
     yield counter("answers", "Answers to requests for a page, by the error's code", "code", counters.answers, codes)
     held_by = ["process", "redis"]
     yield counter("cache_hits", "Pages served from a cache, found to be current", "held_by", counters.hits, held_by)

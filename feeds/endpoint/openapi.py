@@ -151,11 +151,11 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
         "responses": {
             "200": describe_page(),
             "304": {"description": "The page still has an ETag of If-None-Match", "headers": page_headers()},
-            "400": describe_refusals(errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
-            "401": describe_refusals(errors.IdentityMissing),
-            "403": describe_refusals(errors.Forbidden),
+            "400": describe_refusals("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
+            "401": describe_refusals("usage", errors.IdentityMissing),
+            "403": describe_refusals("usage", errors.Forbidden),
             "429": describe_rate_limited(),
-            "500": describe_refusals(errors.InternalError),
+            "500": describe_refusals("usage", errors.InternalError),
         },
     }
 
@@ -226,10 +226,12 @@ def page_headers() -> Json:
     }
 
 
-def describe_refusals(*problems: type[Problem]) -> Json:
-    """Return the answers that share a status."""
+def describe_refusals(noun: str, *problems: type[Problem]) -> Json:
+    """Return the answers of a path that share a status."""
     examples = {
-        problem.code: {"value": {"object": "error", "code": problem.code, "message": problem.message}}
+        problem.code_of(noun): {
+            "value": {"object": "error", "code": problem.code_of(noun), "message": problem.message_of(noun)}
+        }
         for problem in problems
     }
     described: Json = {
@@ -243,7 +245,7 @@ def describe_refusals(*problems: type[Problem]) -> Json:
 
 def describe_rate_limited() -> Json:
     """Return the answer to a key that is over its rate."""
-    described = describe_refusals(errors.RateLimited)
+    described = describe_refusals("usage", errors.RateLimited)
     described["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
     return described
 

@@ -1,20 +1,23 @@
 """Which page do the parameters of a request name?"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from urllib.parse import parse_qsl
 
 from feeds.cursor import BadCursor, Cursor, Signer, read_cursor
-from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter
+from feeds.endpoint.errors import InvalidFilter, InvalidPage, InvalidParameter, InvalidTime
 from feeds.endpoint.page_body import PageRequest
 from feeds.movement import Kind
 from feeds.page import Filter
+from feeds.times import parse_time
 
 PAGE_MAX = 2**31 - 1
 LIMIT_MAX = 100
 LIMIT_DEFAULT = 20
 INTEGER = re.compile("[1-9][0-9]{0,9}")
 KINDS_BY_NAME = {kind.value: kind for kind in Kind}
+PARAMETERS = ("kind", "usage_kind", "page", "limit", "cursor")
 FIRST_PAGE = PageRequest(Filter(), LIMIT_DEFAULT)
 
 Values = dict[str, list[str]]
@@ -29,18 +32,29 @@ def parse_query(query_string: bytes, signer: Signer, org_id: str) -> PageRequest
     """
     if not query_string:
         return FIRST_PAGE
-    values: Values = {name: [] for name in ("kind", "usage_kind", "page", "limit", "cursor")}
+    values, unknown = read_values(query_string, PARAMETERS)
+    feed = read_filter(values, signer)
+    request = read_paging(values, feed, signer, org_id)
+    require_known(unknown)
+    return request
+
+
+def read_values(query_string: bytes, names: Iterable[str]) -> tuple[Values, list[str]]:
+    """Return the values of the known parameters, and the names of the others."""
+    values: Values = {name: [] for name in names}
     unknown: list[str] = []
     for name, value in split_query(query_string.decode("latin-1")):
         if name not in values:
             unknown.append(name)
         elif value:
             values[name].append(value)
-    feed = read_filter(values, signer)
-    request = read_paging(values, feed, signer, org_id)
+    return values, unknown
+
+
+def require_known(unknown: Sequence[str]) -> None:
+    """Raise `InvalidParameter` if there are names of unknown parameters."""
     if unknown:
         raise InvalidParameter(fields={name[:64]: "unknown parameter" for name in unknown[:10]})
-    return request
 
 
 def split_query(query: str) -> Iterable[tuple[str, str]]:
@@ -93,3 +107,15 @@ def read_integer(values: Values, name: str, largest: int, default: int) -> int:
     if len(given) > 1 or not INTEGER.fullmatch(given[0]) or int(given[0]) > largest:
         raise InvalidPage(fields={name: f"an integer from 1 to {largest}"})
     return int(given[0])
+
+
+def read_time(values: Values, name: str) -> datetime | None:
+    """Return the time of a parameter, None if the parameter is absent. Raises `InvalidTime`."""
+    given = values[name]
+    if not given:
+        return None
+    try:
+        [text] = given
+        return parse_time(text)
+    except ValueError:
+        raise InvalidTime(fields={name: "once, an RFC 3339 time with an offset, like 2026-06-01T10:00:00Z"}) from None

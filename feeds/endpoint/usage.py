@@ -9,16 +9,11 @@ from starlette.types import Receive, Scope, Send
 from feeds import counters
 from feeds.cached.format import Hit, Miss, Unchanged
 from feeds.cursor import Signer
+from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
+from feeds.endpoint.answer import JSON_HEADERS, Answer, problem_answer, send_answer, unchanged_answer
 from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, read_request_key
-from feeds.endpoint.errors import (
-    IdentityMissing,
-    InternalError,
-    InvalidParameter,
-    MethodNotAllowed,
-    Problem,
-    TwoHosts,
-)
-from feeds.endpoint.identity import Access, Identities
+from feeds.endpoint.errors import InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
+from feeds.endpoint.identity import Identities
 from feeds.endpoint.page_body import make_etag, matches, render_body
 from feeds.endpoint.query import parse_query
 from feeds.endpoint.rate_limit import RateLimiter
@@ -26,18 +21,6 @@ from feeds.postgres import PostgresAway
 from feeds.read_through import Feeds, make_revalidation, read
 
 log = logging.getLogger(__name__)
-
-BROWSER_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
-"""They keep browsers from rendering an answer as a web page."""
-COMMON_HEADERS = (
-    (b"cache-control", b"private, no-cache"),
-    (b"vary", b"Authorization, X-Org-ID"),
-    *BROWSER_HEADERS,
-)
-JSON_HEADERS = ((b"content-type", b"application/json"), *COMMON_HEADERS)
 
 
 class Services(NamedTuple):
@@ -48,22 +31,6 @@ class Services(NamedTuple):
     identities: Identities
     answers: AnswerCache
     rate_limiter: RateLimiter
-
-
-class Answer(NamedTuple):
-    """What is sent. `outcome` is an error's code, else `page` or `unchanged`."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    outcome: str
-
-
-class Credentials(NamedTuple):
-    """The headers that identify the caller: every `Authorization` and every `X-Org-ID` that is not empty."""
-
-    authorizations: list[str]
-    org_ids: list[str]
 
 
 async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's own signature
@@ -80,13 +47,6 @@ async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: AR
         answer = problem_answer(InternalError())
     counters.answers[answer.outcome] += 1
     await send_answer(scope, send, answer)
-
-
-async def send_answer(scope: Scope, send: Send, answer: Answer) -> None:
-    """Send an answer; without its body if the request is HEAD."""
-    body = b"" if scope["method"] == "HEAD" else answer.body
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def answer_usage(scope: Scope) -> Answer:
@@ -113,7 +73,7 @@ async def answer_usage(scope: Scope) -> Answer:
         take = services.rate_limiter.take(access.key_id, access.rate)
         _, page = await asyncio.gather(take, find_page(services, answer))
     if b"if-none-match" in by_name and matches(join_values(headers, b"if-none-match"), page.etag):
-        return Answer(304, [*COMMON_HEADERS, (b"etag", page.etag.encode())], b"", "unchanged")
+        return unchanged_answer(page.etag)
     return Answer(200, [*page.headers], page.body, "page")
 
 
@@ -154,46 +114,3 @@ async def find_page(services: Services, answer: CachedAnswer) -> RenderedPage:
     headers = [*JSON_HEADERS, (b"etag", etag.encode()), (b"content-length", b"%d" % len(body))]
     answer.page, answer.revalidation = RenderedPage(part.epoch, part.total, etag, headers, body), None
     return answer.page
-
-
-async def authenticate(identities: Identities, credentials: Credentials) -> Access:
-    """Return what the key may read, and of which organisation. Raises `IdentityMissing` or `Forbidden`.
-
-    A request with several `X-Org-ID` is refused after its parameters were read; until then they count as none.
-    """
-    if len(credentials.authorizations) != 1:
-        raise IdentityMissing
-    scheme, _, secret = credentials.authorizations[0].partition(" ")
-    if scheme.lower() != "bearer":
-        raise IdentityMissing
-    named_org_id = credentials.org_ids[0] if len(credentials.org_ids) == 1 else None
-    access = await identities.identify(secret.strip(" "), named_org_id)
-    if access.org_id is None and not credentials.org_ids:
-        raise IdentityMissing
-    return access
-
-
-def join_values(headers: Headers, name: bytes) -> str:
-    """Return all values of a header as one."""
-    return ",".join(value.decode("latin-1") for given, value in headers if given == name)
-
-
-def has_two_hosts(headers: Headers) -> bool:
-    """Tell whether the header `Host` is given more than once."""
-    return [name for name, _ in headers].count(b"host") > 1
-
-
-def read_credentials(headers: Headers) -> Credentials:
-    """Return the headers that identify the caller. An empty value means that the header is absent."""
-
-    def values_of(wanted: bytes) -> list[str]:
-        return [value.decode("latin-1") for name, value in headers if name == wanted and value]
-
-    return Credentials(values_of(b"authorization"), values_of(b"x-org-id"))
-
-
-def problem_answer(problem: Problem) -> Answer:
-    """Return an error's answer."""
-    body = problem.body()
-    length = (b"content-length", b"%d" % len(body))
-    return Answer(problem.status, [*JSON_HEADERS, *problem.headers, length], body, problem.code)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
 
-from feeds.endpoint.usage import JSON_HEADERS
+from feeds.endpoint.answer import JSON_HEADERS
 from worker.commands import serve
 
 

@@ -87,7 +87,7 @@ def test_creating_the_roles_again_four_times_at_once_changes_nothing(owner, data
     policies = owner.execute("SELECT tablename, policyname FROM pg_policies ORDER BY 1, 2").fetchall()
     assert policies == [
         (table, policy)
-        for table in ("movements", "organisations")
+        for table in ("grants", "movement_labels", "movements", "organisations")
         for policy in ("reader_sees_its_own", "worker_sees_all")
     ]
 

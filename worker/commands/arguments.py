@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from feeds.identifiers import ORG_ID_PATTERN, USER_ID_PATTERN
-from worker.events import parse_time
+from feeds.times import parse_time
 
 
 class Instant(click.ParamType[datetime]):

@@ -1,0 +1,84 @@
+"""What do the paths beside `/credits/usage` answer? They share everything but what they read.
+
+Their bodies are small, and made anew for each request.
+"""
+
+import asyncio
+import logging
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from starlette.types import Scope, Send
+
+from feeds import counters
+from feeds.cursor import Signer
+from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
+from feeds.endpoint.answer import Answer, page_answer, problem_answer, send_answer, unchanged_answer
+from feeds.endpoint.errors import FAILED, InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
+from feeds.endpoint.page_body import matches
+from feeds.endpoint.query import Values, read_values, require_known
+from feeds.endpoint.usage import Services
+from feeds.postgres import PostgresAway
+
+log = logging.getLogger(__name__)
+
+
+class Statement(NamedTuple):
+    """A path below `/credits`: its noun, the names of its parameters, and what it answers.
+
+    `read` gets the services, the organisation that the caller may read, and the values of each parameter, without empty
+    ones. It returns the function that makes the body: everything that is wrong with the request is found before that.
+    """
+
+    noun: str
+    parameters: tuple[str, ...]
+    read: Callable[[Services, str, Values], Callable[[], Awaitable[bytes]]]
+
+
+async def answer_statement(statement: Statement, scope: Scope, send: Send) -> None:
+    """Answer one request. An unexpected error is logged and answered with the envelope."""
+    try:
+        answer = await make_answer(statement, scope)
+    except Problem as problem:
+        answer = problem_answer(problem, statement.noun)
+    except PostgresAway as away:
+        log.warning("failed to %s: Postgres: %s", FAILED[statement.noun], away)
+        answer = problem_answer(InternalError(), statement.noun)
+    except Exception:  # the edge: the caller gets the envelope, the operator the traceback
+        log.exception("failed to %s", FAILED[statement.noun])
+        answer = problem_answer(InternalError(), statement.noun)
+    counters.answers[answer.outcome] += 1
+    await send_answer(scope, send, answer)
+
+
+async def make_answer(statement: Statement, scope: Scope) -> Answer:
+    """Return the answer. Raises `PostgresAway`, or the first `Problem` in the order of `GET /credits/usage`."""
+    if scope["method"] not in {"GET", "HEAD"}:
+        raise MethodNotAllowed
+    services: Services = scope["state"]["services"]
+    headers = scope["headers"]
+    if has_two_hosts(headers):
+        raise TwoHosts
+    credentials = read_credentials(headers)
+    access = await authenticate(services.identities, credentials)
+    org_id = access.org_id or ""
+    values, unknown = read_values(scope["query_string"], statement.parameters)
+    make_body = statement.read(services, org_id, values)
+    require_known(unknown)
+    if len(credentials.org_ids) > 1:
+        raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
+    if access.rate is None:
+        body = await make_body()
+    else:  # concurrently, so both share one round trip
+        services.rate_limiter.raise_if_refused(access.key_id)
+        _, body = await asyncio.gather(services.rate_limiter.take(access.key_id, access.rate), make_body())
+    etag = make_body_etag(services.signer, org_id, body)
+    if matches(join_values(headers, b"if-none-match"), etag):
+        return unchanged_answer(etag)
+    return page_answer(etag, body)
+
+
+def make_body_etag(signer: Signer, org_id: str, body: bytes) -> str:
+    """Return the strong ETag of a body."""
+    return f'"{urlsafe_b64encode(signer.sign(b"body", org_id.encode() + b" " + body, 18)).decode()}"'
