@@ -1,112 +1,24 @@
-"""The OpenAPI 3.1 description of the HTTP interface, made from these models."""
+"""Which document describes the HTTP interface, in the form of OpenAPI 3.1?"""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from feeds.cursor import CURSOR_CHARS
 from feeds.endpoint import errors
 from feeds.endpoint.errors import Problem
+from feeds.endpoint.openapi_models import (
+    BALANCE_EXAMPLE,
+    ITEM_EXAMPLE,
+    MODELS,
+    OPTIONAL,
+    PAGES_EXAMPLE,
+    Json,
+)
 from feeds.endpoint.query import LIMIT_DEFAULT, LIMIT_MAX, PAGE_MAX
 from feeds.identifiers import ORG_ID_PATTERN
 from feeds.movement import Kind
-
-Json = dict[str, Any]
-
-CURSOR_EXAMPLE = "AAAAAAAAAAAAAABQQAAAAAAAAAD0c2VhbGVkLWV4YW1wbGUt"
-ITEM_EXAMPLE: Json = {
-    "object": "credit_entry",
-    "id": "cent_01h455vb4pex5vsknk084sn02q",
-    "kind": "consume",
-    "credits": -10,
-    "usage_kind": "ai_usage",
-    "usage_ref": "usage_01h455vb4pex5vsknk084sn02q",
-    "created_at": "2026-06-01T10:00:00Z",
-}
-PAGES_EXAMPLE: Json = {
-    "object": "cursor",
-    "page": 2,
-    "limit": 20,
-    "total_items": 100,
-    "total_pages": 5,
-    "has_next": True,
-    "has_prev": True,
-    "direction": "next",
-    "cursor": CURSOR_EXAMPLE,
-    "next_cursor": CURSOR_EXAMPLE,
-    "prev_cursor": CURSOR_EXAMPLE,
-}
-
-
-class CreditEntry(BaseModel):
-    """One movement of the credit ledger. It never changes once it is written."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ITEM_EXAMPLE]})
-
-    object: Literal["credit_entry"]
-    id: Annotated[str, Field(pattern="^cent_[0-7][0-9a-hjkmnp-tv-z]{25}$", description="A TypeID.")]
-    kind: Annotated[Kind, Field(description="Why credits moved.")]
-    credits: Annotated[int, Field(description="Signed: positive for allot, negative for all others.")]
-    usage_kind: Annotated[str, Field(default=..., description="Only on consume and overflow.")]
-    usage_ref: Annotated[
-        str, Field(description="The usage's ref on consume and overflow, the grant's on allot, expire and revoke.")
-    ]
-    created_at: Annotated[AwareDatetime, Field(description="When the movement was recorded, in UTC.")]
-
-
-class Pages(BaseModel):
-    """The page's place in its feed, and its neighbours. The counts are of the same moment as the items."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [PAGES_EXAMPLE]})
-
-    object: Literal["cursor"]
-    page: Annotated[int, Field(ge=1, description="For a cursor: the page that now holds its first item.")]
-    limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)]
-    total_items: Annotated[int, Field(ge=0)]
-    total_pages: Annotated[int, Field(ge=0)]
-    has_next: bool
-    has_prev: bool
-    direction: Annotated[Literal["next", "prev"], Field(description="The direction in which the cursor was followed.")]
-    cursor: Annotated[str | None, Field(description="Gives the same page again.")]
-    next_cursor: Annotated[str | None, Field(description="Older items; null if there are none.")]
-    prev_cursor: Annotated[str | None, Field(description="Newer items; null if there are none.")]
-
-
-class CreditList(BaseModel):
-    """A page of an organisation's credit activity, newest first."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    object: Literal["list"]
-    items: Annotated[list[CreditEntry], Field(max_length=LIMIT_MAX)]
-    pages: Pages
-
-
-class Error(BaseModel):
-    """The answer to a request that fails."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    object: Literal["error"]
-    code: str
-    message: str
-    fields: Annotated[dict[str, str], Field(default=..., description="Which parameter or header is wrong, and how.")]
-
-
-class Health(BaseModel):
-    """The answer to a probe."""
-
-    status: Literal["alive", "ready", "unready"]
-    reason: Annotated[str, Field(default=...)]
-    away: Annotated[list[Literal["postgres", "redis"]], Field(default=..., description="Servers that do not answer.")]
-
-
-MODELS = (CreditList, Error, Health)
-OPTIONAL = {"CreditEntry": ["usage_kind"], "Error": ["fields"], "Health": ["reason", "away"]}
-"""Members that are left out if they do not apply. They are never null."""
 
 
 def describe(usage_kinds: Sequence[str]) -> Json:
@@ -123,6 +35,7 @@ def describe(usage_kinds: Sequence[str]) -> Json:
         "info": {"title": "usage-feeds", "version": own_version(), "summary": "The credit activity of organisations."},
         "paths": {
             "/credits/usage": {method: describe_usage(method, usage_kinds) for method in ("get", "head")},
+            "/credits": {method: describe_balance(method) for method in ("get", "head")},
             "/livez": {"get": describe_probe("livez", "The process is alive")},
             "/readyz": {"get": describe_probe("readyz", "Pages can be served, from Redis or from Postgres")},
         },
@@ -143,20 +56,46 @@ def own_version() -> str:
 
 def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
     """Return the operation that lists credit activity."""
+    example = {"object": "list", "items": [ITEM_EXAMPLE], "pages": PAGES_EXAMPLE}
     return {
         "operationId": "list_credit_activity" if method == "get" else "head_credit_activity",
         "summary": "List credit activity" if method == "get" else "The headers of the same page",
-        "security": [{"key": []}],
         "parameters": [*describe_parameters(usage_kinds), *describe_headers()],
         "responses": {
-            "200": describe_page(),
-            "304": {"description": "The page still has an ETag of If-None-Match", "headers": page_headers()},
-            "400": describe_refusals("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
-            "401": describe_refusals("usage", errors.IdentityMissing),
-            "403": describe_refusals("usage", errors.Forbidden),
-            "429": describe_rate_limited(),
-            "500": describe_refusals("usage", errors.InternalError),
+            "200": describe_answer("A page of one moment, newest first", "CreditList", example),
+            **describe_errors("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
         },
+        "security": [{"key": []}],
+    }
+
+
+def describe_balance(method: str) -> Json:
+    """Return the operation that reads the balance."""
+    at = {"type": "string", "format": "date-time"}
+    return {
+        "operationId": "read_credit_balance" if method == "get" else "head_credit_balance",
+        "summary": "Read the credit balance" if method == "get" else "The headers of the same balance",
+        "parameters": [
+            describe_parameter("at", "An earlier moment; the default is now.", at),
+            *describe_headers(),
+        ],
+        "responses": {
+            "200": describe_answer("The balance at one moment", "CreditBalance", BALANCE_EXAMPLE),
+            **describe_errors("balance", errors.InvalidTime, errors.InvalidParameter),
+        },
+        "security": [{"key": []}],
+    }
+
+
+def describe_errors(noun: str, *bad_requests: type[Problem]) -> Json:
+    """Return the answers of a path that needs a key, except 200."""
+    return {
+        "304": {"description": "The body still has an ETag of If-None-Match", "headers": body_headers()},
+        "400": describe_refusals(noun, *bad_requests),
+        "401": describe_refusals(noun, errors.IdentityMissing),
+        "403": describe_refusals(noun, errors.Forbidden),
+        "429": describe_rate_limited(),
+        "500": describe_refusals(noun, errors.InternalError),
     }
 
 
@@ -176,10 +115,18 @@ def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
         ),
         "cursor": ("A cursor from an earlier answer for the same feed, in place of `page`.", cursor),
     }
-    return [
-        {"name": name, "in": "query", "description": description, "schema": or_empty(schema), "allowEmptyValue": True}
-        for name, (description, schema) in schemas.items()
-    ]
+    return [describe_parameter(name, *described) for name, described in schemas.items()]
+
+
+def describe_parameter(name: str, description: str, schema: Json) -> Json:
+    """Return a parameter of the query that may be absent or empty."""
+    return {
+        "name": name,
+        "in": "query",
+        "description": description,
+        "schema": or_empty(schema),
+        "allowEmptyValue": True,
+    }
 
 
 def or_empty(schema: Json) -> Json:
@@ -206,19 +153,18 @@ def describe_headers() -> list[Json]:
     ]
 
 
-def describe_page() -> Json:
-    """Return the answer with a page."""
-    example = {"object": "list", "items": [ITEM_EXAMPLE], "pages": PAGES_EXAMPLE}
-    schema = {"$ref": "#/components/schemas/CreditList"}
+def describe_answer(description: str, model: str, example: Json) -> Json:
+    """Return an answer of JSON."""
+    schema = {"$ref": f"#/components/schemas/{model}"}
     return {
-        "description": "A page of one moment, newest first",
-        "headers": page_headers(),
+        "description": description,
+        "headers": body_headers(),
         "content": {"application/json": {"schema": schema, "example": example}},
     }
 
 
-def page_headers() -> Json:
-    """Return the headers of a page."""
+def body_headers() -> Json:
+    """Return the headers that every body comes with."""
     return {
         "ETag": {"description": "Strong.", "schema": {"type": "string"}},
         "Cache-Control": {"schema": {"const": "private, no-cache"}},
