@@ -1,9 +1,11 @@
 """How many credits does an organisation have, now or at an earlier moment, according to the ledger in Postgres?"""
 
+import json
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from feeds.movement import format_time
 from feeds.postgres import Postgres, PostgresAway
 from feeds.queries import load_queries
 
@@ -22,7 +24,7 @@ class Balance(NamedTuple):
 
     `plan` and `promotion` can be drawn now; together they are what is available. `pending` comes from grants that start
     later; `overflow` is all overflow ever, a positive number. `position` is that of the last movement. `revision`
-    increases with every change of a grant or a movement. `unchanged_s` is for how many seconds all of this stays true
+    increases with every change of a grant or a movement. `true_for_s` is for how many seconds all of this stays true
     if nothing is posted, None for ever.
     """
 
@@ -34,7 +36,7 @@ class Balance(NamedTuple):
     promotion: int
     pending: int
     next_expiry: Expiry | None
-    unchanged_s: float | None
+    true_for_s: float | None
 
     @property
     def available(self) -> int:
@@ -55,9 +57,9 @@ async def read_balance(postgres: Postgres, org_id: str) -> Balance:
     rows = await postgres.fetch(SQL["read_balance"], {"org_id": org_id}, org_id=org_id)
     if not rows:
         raise PostgresAway("the ledger's row is missing")
-    epoch, revision, position, overflow, plan, promotion, pending, expires_at, expiring, unchanged_s = rows[0]
+    epoch, revision, position, overflow, plan, promotion, pending, expires_at, expiring, true_for_s = rows[0]
     next_expiry = None if expires_at is None else Expiry(expiring, expires_at)
-    return Balance(epoch, revision, position, overflow, plan, promotion, pending, next_expiry, unchanged_s)
+    return Balance(epoch, revision, position, overflow, plan, promotion, pending, next_expiry, true_for_s)
 
 
 async def read_balance_at(postgres: Postgres, org_id: str, at: datetime) -> EarlierBalance:
@@ -66,3 +68,28 @@ async def read_balance_at(postgres: Postgres, org_id: str, at: datetime) -> Earl
     if not rows:
         raise PostgresAway("the ledger's row is missing")
     return EarlierBalance(*rows[0])
+
+
+def render_balance(balance: Balance) -> bytes:
+    """Return a balance as the JSON of a `credit_balance`."""
+    expiry = balance.next_expiry
+    return write_balance(
+        available_credits=balance.available,
+        by_source={"plan": balance.plan, "promotion": balance.promotion},
+        pending_credits=balance.pending,
+        overflow_credits=balance.overflow,
+        next_expiry=expiry and {"credits": expiry.credits, "expires_at": format_time(expiry.expires_at)},
+        position=balance.position,
+    )
+
+
+def render_earlier_balance(balance: EarlierBalance) -> bytes:
+    """Return an earlier balance as the JSON of a `credit_balance`, which lacks what movements do not tell."""
+    return write_balance(
+        available_credits=balance.available, overflow_credits=balance.overflow, position=balance.position
+    )
+
+
+def write_balance(**members: object) -> bytes:
+    """Return JSON."""
+    return json.dumps({"object": "credit_balance", **members}, separators=(",", ":")).encode()

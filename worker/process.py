@@ -93,7 +93,7 @@ def feeds_redis() -> WorkerConnection:
 def publish(connection: Connection[Any], posted: Posted, is_repeat: bool) -> None:  # noqa: FBT001
     """Put committed movements into the cached feeds; for a repeat, drop the feeds of its organisations instead."""
     repeated = posted.org_ids if is_repeat else ()
-    counters.note_published(writer.publish(feeds_redis(), connection, posted.movements, repeated))
+    counters.note_published(writer.publish(feeds_redis(), connection, posted.movements, repeated, posted.revisions))
 
 
 @cache

@@ -20,6 +20,9 @@ from feeds.page import Place, cut
 
 WINDOW = 200
 """How many of its newest items a cached feed holds."""
+BALANCE = 1_000_000
+"""The number of a feed that holds no movements. Its one item is the organisation's balance, its count is the revision
+plus 1. So the rules of all feeds hold when a worker makes a balance outdated, and when a reader puts one."""
 LIFETIME_S = 600
 """How long an organisation's feeds stay cached after their first read: the longest effect of a lost append."""
 ITEM_PREFIX_BYTES = ITEM_PREFIX.encode()

@@ -39,12 +39,13 @@ from feeds.store import Slice
 class Fence(NamedTuple):
     """What was true of an organisation's hash before Postgres was read: its epoch, its key and its `gen`.
 
-    `put` refuses a slice if the hash was lost or replaced since.
+    `put` refuses a slice if the hash was lost or replaced since. `at_ms` is that moment on Redis's clock.
     """
 
     epoch: UUID | None
     key: bytes
     gen: bytes
+    at_ms: int
 
 
 class Revalidation(NamedTuple):
@@ -182,18 +183,22 @@ class CachedFeeds:
                 ("EXPIRE", key, LIFETIME_S, "NX"),
                 ("HGET", key, "gen"),
                 ("HGET", key, feed),
+                ("TIME",),
             ]
             try:
-                *_, gen, sealed = await self.multiplexer.run_block(commands)
-                if isinstance(gen, bytes) and read_count(key, feed, sealed) != Miss(MissReason.CORRUPT):
-                    return Fence(stamp.epoch, key, gen)
+                *_, gen, sealed, clock = await self.multiplexer.run_block(commands)
+                is_usable = read_count(key, feed, sealed) != Miss(MissReason.CORRUPT)
+                if is_usable and isinstance(gen, bytes) and isinstance(clock, list):
+                    return Fence(stamp.epoch, key, gen, int(clock[0]) * 1000 + int(clock[1]) // 1000)
                 await self.multiplexer.send([("UNLINK", key)], atomic=False)
             except FeedsAway:
                 return None
         return None
 
-    async def put(self, fence: Fence, feed: int, newest: Slice) -> bool:
+    async def put(self, fence: Fence, feed: int, newest: Slice, true_for_s: float | None = None) -> bool:
         """Put the newest items of a feed into the cache. Returns whether the caller is done.
+
+        They are true for so many seconds from the fence on; for ever without this.
 
         It is not done if the hash has changed since the fence or holds a newer count: then it reads Postgres again.
         It is done without a put if the slice is of another epoch or Redis is away.
@@ -205,8 +210,9 @@ class CachedFeeds:
         first = newest.total - len(items) + 1
         sealed = [b"%d %s" % (first + i, seal_item(start, item)) for i, item in enumerate(items)]
         keys = [fence.key, list_key(fence.key, feed)]
+        until = "" if true_for_s is None else fence.at_ms + int(true_for_s * 1000)
         try:
-            reply = await self.multiplexer.run_script(PUT, keys, [fence.gen, feed, newest.total, *sealed])
+            reply = await self.multiplexer.run_script(PUT, keys, [fence.gen, feed, newest.total, until, *sealed])
         except FeedsAway:
             counters.refills["away"] += 1
             return True

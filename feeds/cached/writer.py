@@ -5,6 +5,7 @@ This is the worker's side. Append and drop follow the commit; both may be repeat
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from psycopg import Connection
 
 from feeds.cached.epoch import KNOWN_WITHIN_S, read_epoch, renew_epoch
 from feeds.cached.format import (
+    BALANCE,
     WINDOW,
     FeedsAway,
     Hit,
@@ -33,6 +35,7 @@ from feeds.movement import Movement, render_item
 PATIENCE_S = 1.0
 """How long the feeds' Redis may be away before a new epoch is started without it."""
 RETRY_EVERY_S = 0.05
+NO_REVISIONS: Mapping[str, int] = MappingProxyType({})
 
 
 class Published(NamedTuple):
@@ -54,6 +57,7 @@ def publish(
     database: Connection[tuple[object, ...]],
     posted: Mapping[str, Sequence[Movement]],
     repeated: Collection[str] = (),
+    revisions: Mapping[str, int] = NO_REVISIONS,
 ) -> Published:
     """Bring the cached feeds up to date with a committed batch. When it returns, every read includes the batch.
 
@@ -63,16 +67,18 @@ def publish(
         posted: Each organisation's new movements, in order of position.
         repeated: Organisations with an event that was already posted. Their feeds are dropped: an earlier batch may
             have died before it was published.
+        revisions: The revision of each organisation in which a movement or a grant has changed.
     """
-    if not posted and not repeated:
+    if not posted and not repeated and not revisions:
         return Published()
     # Read after the commit: a reader that knows a later epoch finds the batch in Postgres.
     epoch = read_epoch(database)
     feeds_redis.note_epoch(epoch, time.monotonic())
-    new = {org_id: movements for org_id, movements in posted.items() if org_id not in repeated}
+    changed = {**dict.fromkeys(revisions, ()), **posted}
+    new = {org_id: movements for org_id, movements in changed.items() if org_id not in repeated}
     while True:
         try:
-            published = append(feeds_redis, epoch, new)
+            published = append(feeds_redis, epoch, new, revisions)
             dropped = drop(feeds_redis, epoch, repeated)
         except FeedsAway:
             now = time.monotonic()
@@ -99,9 +105,16 @@ def start_new_epoch(database: Connection[tuple[object, ...]], ended: UUID) -> No
 
 
 def append(
-    feeds_redis: WorkerConnection, epoch: UUID, posted: Mapping[str, Sequence[Movement]], window: int = WINDOW
+    feeds_redis: WorkerConnection,
+    epoch: UUID,
+    posted: Mapping[str, Sequence[Movement]],
+    revisions: Mapping[str, int] = NO_REVISIONS,
+    window: int = WINDOW,
 ) -> Published:
-    """Append movements, in order of position, to the feeds that are cached. Raises `FeedsAway`."""
+    """Append movements, in order of position, to the feeds that are cached, and drop older balances.
+
+    Raises `FeedsAway`.
+    """
     if not posted:
         return Published()
     stamp = make_stamp(epoch, feeds_redis.server())
@@ -112,7 +125,7 @@ def append(
     if not cached:
         return Published()
     replies = feeds_redis.run_script(
-        APPEND, [append_arguments(keys[org_id], posted[org_id], window) for org_id in cached]
+        APPEND, [append_arguments(keys[org_id], posted[org_id], window, revisions.get(org_id)) for org_id in cached]
     )
     # Redis is full, or the key holds something else: no feed is better than an old one.
     refused = [org_id for org_id, reply in zip(cached, replies, strict=True) if isinstance(reply, redis.RedisError)]
@@ -121,9 +134,12 @@ def append(
 
 
 def append_arguments(
-    key: bytes, movements: Sequence[Movement], window: int
+    key: bytes, movements: Sequence[Movement], window: int, revision: int | None = None
 ) -> tuple[list[bytes], list[str | bytes | int]]:
-    """Return keys and arguments of `append.lua`: each item once, with the feeds whose window it enters."""
+    """Return keys and arguments of `append.lua`: each item once, with the feeds whose window it enters.
+
+    The feed of the balance gets a higher count and no item, so its old item is dropped.
+    """
     indexes: dict[int, list[int]] = {}  # for each feed, which of the movements to append
     for index, movement in enumerate(movements):
         for feed, ordinal in movement.ordinals.items():
@@ -136,11 +152,14 @@ def append_arguments(
     sent = {index: number for number, index in enumerate(used, 1)}
     start = seed(key)
     keys = [key]
-    values: list[str | bytes | int] = [window, len(indexes)]
+    values: list[str | bytes | int] = [window, len(indexes) + (revision is not None)]
     for feed, of_feed in indexes.items():
         keys.append(list_key(key, feed))
         numbers = ",".join(str(sent[index]) for index in of_feed[-window:])
         values += [feed, movements[of_feed[-1]].ordinals[feed], numbers]
+    if revision is not None:
+        keys.append(list_key(key, BALANCE))
+        values += [BALANCE, revision + 1, ""]
     return keys, [*values, *(seal_item(start, render_item(movements[index])) for index in used)]
 
 

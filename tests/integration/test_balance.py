@@ -1,12 +1,22 @@
 """`GET /credits` tells what an organisation has, now and at an earlier moment."""
 
+import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
+import redis
 
+from feeds import counters
+from feeds.cached.epoch import read_epoch
+from feeds.cached.format import BALANCE, hash_key, list_key, make_stamp
+from feeds.cached.worker_connection import WorkerConnection
+from feeds.cached.writer import publish
 from feeds.keys import create_key
+from tests.integration import test_ledger
 from tests.integration.endpoint_requests import assert_refused, headers_of
-from tests.integration.test_ledger import post_all
+from worker.audit.feeds import audit_feeds
 
 PATH = "/credits"
 ORG = {"org_id": "org_new"}
@@ -17,6 +27,25 @@ USAGE = {"type": "usage", **ORG, "usage_kind": "ai_usage"}
 def moment(**ahead):
     """Return a time so far from now, as an event writes it."""
     return (datetime.now(UTC) + timedelta(**ahead)).isoformat()
+
+
+@pytest.fixture
+def feeds_redis(seeded, redis_url):
+    """Give a worker's connection to the feeds' Redis, which has known the epoch for long."""
+    with closing(WorkerConnection(redis_url)) as connection:
+        connection.note_epoch(read_epoch(seeded), since=float("-inf"))
+        yield connection
+
+
+@pytest.fixture
+def post_all(seeded, feeds_redis):
+    """Give a function that posts events, and publishes them as a worker does."""
+
+    def post(*events, grace_s=0):
+        posted = test_ledger.post_all(seeded, *events, grace_s=grace_s)
+        publish(feeds_redis, seeded, posted.movements, (), posted.revisions)
+
+    return post
 
 
 @pytest.fixture
@@ -50,10 +79,9 @@ def test_an_organisation_without_movements_has_zeros(client, own):
     }
 
 
-def test_available_is_what_can_be_drawn_now_by_source_with_the_next_expiry(client, own, seeded):
+def test_available_is_what_can_be_drawn_now_by_source_with_the_next_expiry(client, own, post_all):
     soon, later = "2100-01-01T00:00:00Z", "2100-06-01T00:00:00Z"
     post_all(
-        seeded,
         GRANT | {"grant_ref": "g1", "credits": 100, "expires_at": later},
         GRANT | {"grant_ref": "g2", "credits": 20, "expires_at": soon, "priority": 90},
         GRANT | {"grant_ref": "g3", "credits": 7, "source": "promotion", "expires_at": soon, "priority": 90},
@@ -73,14 +101,13 @@ def test_available_is_what_can_be_drawn_now_by_source_with_the_next_expiry(clien
         "next_expiry": {"credits": 27, "expires_at": soon},
         "position": 8,
     }
-    post_all(seeded, USAGE | {"usage_ref": "u2", "credits": 100}, USAGE | {"usage_ref": "u3", "credits": 5})
+    post_all(USAGE | {"usage_ref": "u2", "credits": 100}, USAGE | {"usage_ref": "u3", "credits": 5})
     found = balance(client, own)
     assert (found["available_credits"], found["overflow_credits"], found["next_expiry"]) == (0, 8, None)
 
 
-def test_a_start_and_an_end_that_no_movement_shows_yet_count_at_once(client, own, seeded):
+def test_a_start_and_an_end_that_no_movement_shows_yet_count_at_once(client, own, seeded, post_all):
     post_all(
-        seeded,
         GRANT | {"grant_ref": "starts", "credits": 5, "effective_at": moment(seconds=1)},
         GRANT | {"grant_ref": "ends", "credits": 3, "expires_at": moment(seconds=1)},
         grace_s=60,
@@ -94,12 +121,12 @@ def test_a_start_and_an_end_that_no_movement_shows_yet_count_at_once(client, own
     assert after["position"] == before["position"] == 1
 
 
-def test_the_balance_at_every_moment_is_that_of_the_last_movement_up_to_it(client, own, seeded):
+def test_the_balance_at_every_moment_is_that_of_the_last_movement_up_to_it(client, own, seeded, post_all):
     for number in range(1, 12):
         credits_given = {"credits": number}
         event = USAGE | {"usage_ref": f"u{number}"} if number % 3 else GRANT | {"grant_ref": f"g{number}"}
         kind = {"usage_kind": "tm_usage"} if number % 2 and number % 3 else {}
-        post_all(seeded, event | credits_given | kind)
+        post_all(event | credits_given | kind)
     lines = seeded.execute(
         "SELECT created_at, kind::text, credits FROM movements JOIN organisations USING (org_no)"
         " WHERE org_id = 'org_new' ORDER BY position"
@@ -146,3 +173,99 @@ def test_everything_that_paths_share_holds_here_too(client, own, seeded):
     statuses = [client.get(PATH, headers=limited).status_code for _ in range(4)]
     assert statuses[0] == 200
     assert 429 in statuses
+
+
+def count(name):
+    return counters.hits["redis"] if name == "hits" else sum(counters.misses.values())
+
+
+def test_a_repeated_balance_comes_from_redis_until_any_event_changes_it(client, own, post_all):
+    post_all(GRANT | {"grant_ref": "g", "credits": 100})
+    changes = [
+        (USAGE | {"usage_ref": "u1", "credits": 30}, 70, 0),
+        (GRANT | {"grant_ref": "pending", "credits": 5, "effective_at": "2100-01-01T00:00:00Z"}, 70, 5),
+        ({"type": "revoke", **ORG, "grant_ref": "pending"}, 70, 0),
+        (USAGE | {"usage_ref": "u2", "usage_kind": "tm_usage", "credits": 100}, 0, 0),
+    ]
+    assert balance(client, own)["available_credits"] == 100
+    for event, available, pending in changes:
+        misses, hits = count("misses"), count("hits")
+        before = balance(client, own)
+        assert (count("misses"), count("hits")) == (misses, hits + 1)
+        assert before != (post_all(event), balance(client, own))[1]
+        assert count("misses") == misses + 1
+        after = balance(client, own)
+        assert (after["available_credits"], after["pending_credits"]) == (available, pending)
+        assert count("misses") == misses + 1
+
+
+@pytest.mark.parametrize("grant", [{"effective_at": 1}, {"expires_at": 1}])
+def test_a_cached_balance_ends_at_the_next_start_or_end_by_no_clock_but_the_servers(
+    client, own, seeded, post_all, grant
+):
+    [(field, seconds)] = grant.items()
+    post_all(GRANT | {"grant_ref": "g", "credits": 5, field: moment(seconds=seconds)}, grace_s=60)
+    first = balance(client, own)
+    hits = count("hits")
+    assert balance(client, own) == first
+    assert count("hits") == hits + 1
+    time.sleep(1.05)
+    then = balance(client, own)
+    assert {first["available_credits"], then["available_credits"]} == {0, 5}
+    assert first["available_credits"] != then["available_credits"]
+
+
+def test_a_balance_that_was_read_before_a_batch_is_not_put_after_it(client, own, seeded, post_all, monkeypatch):
+    """The worker publishes between the reader's look into Postgres and its put."""
+    post_all(GRANT | {"grant_ref": "g", "credits": 100})
+    from feeds import read_through  # noqa: PLC0415
+
+    read, waiting = read_through.read_balance, [USAGE | {"usage_ref": "u1", "credits": 30}]
+
+    async def read_and_be_overtaken(postgres, org_id):
+        found = await read(postgres, org_id)
+        if waiting:
+            post_all(waiting.pop())
+        return found
+
+    monkeypatch.setattr(read_through, "read_balance", read_and_be_overtaken)
+    assert balance(client, own)["available_credits"] == 70
+    assert balance(client, own)["available_credits"] == 70
+
+
+def test_a_damaged_balance_is_not_served(client, own, seeded, post_all, feeds_redis, redis_url):
+    post_all(GRANT | {"grant_ref": "g", "credits": 100})
+    first = balance(client, own)
+    key = list_key(hash_key(make_stamp(read_epoch(seeded), feeds_redis.server()), "org_new"), BALANCE)
+    with redis.Redis.from_url(redis_url) as server:
+        [element] = server.lrange(key, 0, -1)
+        server.lset(key, 0, element.replace(b"100", b"900"))
+        assert balance(client, own) == first
+        server.delete(key)
+        assert balance(client, own) == first
+
+
+def test_verify_finds_a_cached_balance_that_a_worker_has_not_made_outdated(client, own, seeded, post_all, feeds_redis):
+    post_all(GRANT | {"grant_ref": "g", "credits": 100})
+    balance(client, own)
+    numbers = {"ai_usage": 0, "tm_usage": 1}
+    assert audit_feeds(seeded, feeds_redis, numbers, "org_new", within_s=0.2).findings == []
+    test_ledger.post_all(seeded, USAGE | {"usage_ref": "u", "credits": 1})
+    [finding] = audit_feeds(seeded, feeds_redis, numbers, "org_new", within_s=0.2).findings
+    assert (finding.rule, finding.place) == ("cached_count", f"feed {BALANCE}")
+
+
+def test_the_balance_comes_from_the_cache_while_postgres_is_away(client, own, seeded, post_all, environment):
+    post_all(GRANT | {"grant_ref": "g", "credits": 100})
+    first = balance(client, own)
+    name = seeded.info.dbname
+    with psycopg.connect(environment["DATABASE_URL"].replace(name, "postgres"), autocommit=True) as server:
+        server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        try:
+            assert balance(client, own) == first
+            refused = client.get(PATH, headers=own, params={"at": "2026-06-01T10:00:00Z"})
+            assert_refused(refused, 500, "credit.balance.failed")
+            assert refused.json()["message"] == "Failed to read the credit balance"
+        finally:
+            server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")

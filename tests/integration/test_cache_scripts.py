@@ -63,7 +63,7 @@ class Both:
             self.batches = []
 
     def append_movements(self, movements):
-        writer.append(self.feeds_redis, self.ledger.epoch, {ORG: movements}, WINDOW)
+        writer.append(self.feeds_redis, self.ledger.epoch, {ORG: movements}, window=WINDOW)
         if self.model.has_hash:
             self.model = model.append(self.model, runs(movements), WINDOW)
 

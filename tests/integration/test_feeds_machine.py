@@ -65,7 +65,7 @@ class World:
     def publish(self, connection, posted, is_repeat):
         if self.dies:
             raise Died
-        publish(self.feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else ())
+        publish(self.feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else (), posted.revisions)
 
     def set_clock(self, now):
         self.connection.execute("SELECT set_config('clock.now', %s, false)", [now.isoformat()])

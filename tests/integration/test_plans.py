@@ -53,6 +53,7 @@ PARAMETERS = {
         "totals": ["{1}"] * 500,
         "grants": [1] * 500,
         "pending": [1] * 500,
+        "revision": [1] * 500,
         "last_created_at": [None] * 500,
         "last_hash": [None] * 500,
     },

@@ -25,7 +25,9 @@ def write(environment, stop):
             # Like a worker that has known the epoch for a while.
             feeds_redis.note_epoch(read_epoch(connection), since=float("-inf"))
             time.sleep(PUBLISHING_DELAY_S)
-            writer.publish(feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else ())
+            writer.publish(
+                feeds_redis, connection, posted.movements, posted.org_ids if is_repeat else (), posted.revisions
+            )
 
         number = 0
         while not stop.is_set():

@@ -14,7 +14,7 @@ from psycopg import Connection
 
 from feeds import store
 from feeds.cached.epoch import read_epoch
-from feeds.cached.format import WINDOW, FeedsAway, Hit, Miss, hash_key, make_stamp
+from feeds.cached.format import BALANCE, WINDOW, FeedsAway, Hit, Miss, hash_key, make_stamp
 from feeds.cached.worker_connection import WorkerConnection
 from feeds.cached.writer import read_cached
 from feeds.database import READING, begin
@@ -49,13 +49,17 @@ class Comparison(NamedTuple):
     def read_cached(self, org_id: str) -> dict[int, Hit | Miss]:
         """Return all cached feeds of an organisation at one moment, by their numbers. Raises FeedsAway."""
         feeds = range(count_feeds(tuple(self.usage_numbers)))
-        return read_cached(self.feeds_redis, self.epoch, org_id, feeds)
+        return read_cached(self.feeds_redis, self.epoch, org_id, [*feeds, BALANCE])
 
     def read_counts(self, org_id: str) -> dict[int, int]:
-        """Return the ledger's counts of an organisation's feeds, by their numbers."""
+        """Return the ledger's counts of an organisation's feeds, by their numbers; also the one of its balance."""
         with begin(self.connection, READING):
             rows = self.connection.execute(SQL["read_counts"], {"org_id": org_id}).fetchall()
-        return dict(enumerate(rows[0][0])) if rows else {}
+        return {
+            number: count
+            for counts, revision in rows
+            for number, count in [*enumerate(counts), (BALANCE, revision + 1)]
+        }
 
     def require_epoch(self) -> None:
         """Raise FeedsAway if a new epoch has begun: then nothing that was compared is served any more."""
@@ -141,6 +145,11 @@ def compare_feed(comparison: Comparison, org_id: str, number: int, cached: Hit |
     place = f"feed {number}"
     if isinstance(cached, Miss):
         yield Finding(org_id, "cached_list", place, "valid items", f"{cached.reason} items")
+        return
+    if number == BALANCE:
+        count = comparison.read_counts(org_id).get(BALANCE, 1)
+        if cached.total > count:
+            yield Finding(org_id, "cached_count", "balance", f"revision {count - 1} at most", str(cached.total - 1))
         return
     size = len(cached.items)
     window = Place(size, ceiling=cached.total, floor=cached.total - size)

@@ -1,3 +1,3 @@
 -- name: read_counts
--- How many movements each feed of an organisation has. There is no row for an unknown organisation.
-SELECT counts FROM organisations WHERE org_id = %(org_id)s;
+-- How many movements each feed of an organisation has, and its revision. There is no row for an unknown organisation.
+SELECT counts, revision FROM organisations WHERE org_id = %(org_id)s;

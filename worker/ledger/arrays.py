@@ -96,6 +96,7 @@ def format_organisations(org_nos: Mapping[str, int], organisations: Sequence[Org
         "totals": format_array(format_numbers(organisation.totals) for organisation in organisations),
         "grants": format_array(organisation.grant_count for organisation in organisations),
         "pending": format_array(organisation.pending for organisation in organisations),
+        "revision": format_array(organisation.revision for organisation in organisations),
         "last_created_at": format_array(format_instant(organisation.last_created_at) for organisation in organisations),
         "last_hash": format_array(
             organisation.last_hash.hex() if organisation.counts[EVERYTHING] else None for organisation in organisations

@@ -17,13 +17,14 @@ from worker.ledger.organisation import Organisation, Terms
 class Posted:
     """The result of a batch.
 
-    `movements` are the new ones, by organisation; `org_ids` the organisations that the batch names; `refusals` what
-    was buried. `types` counts the accepted events by type, repeats included. `splits` counts how often the batch was
-    halved to find an event that cannot be posted. `locking` is how long Postgres took to find and lock the
-    organisations.
+    `movements` are the new ones, by organisation. `revisions` are those of the organisations in which a movement or a
+    grant has changed. `org_ids` are the organisations that the batch names; `refusals` is what was buried. `types`
+    counts the accepted events by type, repeats included. `splits` counts how often the batch was halved to find an
+    event that cannot be posted. `locking` is how long Postgres took to find and lock the organisations.
     """
 
     movements: dict[str, list[Movement]] = field(default_factory=dict)
+    revisions: dict[str, int] = field(default_factory=dict)
     org_ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
@@ -37,6 +38,7 @@ class Posted:
             movements[org_id] = movements[org_id] + later
         return Posted(
             dict(movements),
+            self.revisions | other.revisions,
             self.org_ids | other.org_ids,
             self.refusals + other.refusals,
             self.types + other.types,

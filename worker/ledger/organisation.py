@@ -32,7 +32,8 @@ class Organisation:
 
     `counts` and `totals` hold the number of movements of each feed, and the sum of their credits, by the feed's number.
     `last_hash` and `last_created_at` are the newest movement's; before the first, the hash is that of the `org_id`.
-    `pending` is what the grants that start later will give. `grants` holds, by ref, the grants that are known: those
+    `pending` is what the grants that start later will give. `revision` counts the batches that changed a movement or a
+    grant. `grants` holds, by ref, the grants that are known: those
     whose start or end has come, those that the batch names, and as many of the others, in draw order, as the batch has
     needed. `usages` maps the ref of each usage that the batch names and that is already posted to its kind and credits.
     `movements` and `changed_grants` are still to be written. `changes` is a heap of the starts and ends of known
@@ -48,6 +49,7 @@ class Organisation:
     last_hash: bytes
     grant_count: int = 0
     pending: int = 0
+    revision: int = 0
     last_created_at: datetime = ALWAYS
     grants: dict[str, Grant] = field(default_factory=dict)
     usages: dict[str, tuple[str, int]] = field(default_factory=dict)

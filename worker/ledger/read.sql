@@ -32,7 +32,7 @@ ON CONFLICT (org_id) DO NOTHING;
 
 -- name: lock_organisations
 -- Lock the organisations' rows in sorted order, and read them.
-SELECT org_id, org_no, counts, totals, last_hash, grants AS grant_count, pending, last_created_at
+SELECT org_id, org_no, counts, totals, last_hash, grants AS grant_count, pending, revision, last_created_at
 FROM organisations
 WHERE org_id = ANY(%(org_ids)s::text[])
 ORDER BY org_id

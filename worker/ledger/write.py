@@ -171,5 +171,8 @@ def write_organisations(batch: Batch) -> None:
         for organisation in batch.organisations.values()
         if organisation.org_id in batch.posted.movements or organisation.changed_grants
     ]
+    for organisation in changed:
+        organisation.revision += 1
+        batch.posted.revisions[organisation.org_id] = organisation.revision
     if changed:
         batch.connection.execute(SQL["write_organisations"], format_organisations(batch.org_nos, changed))

@@ -59,11 +59,11 @@ SET
     totals = n.totals::bigint[],
     grants = n.grants,
     pending = n.pending,
-    revision = o.revision + 1,
+    revision = n.revision,
     last_created_at = n.last_created_at,
     last_hash = decode(n.last_hash, 'hex')
 FROM unnest(
     %(org_no)s::bigint[], %(counts)s::text[], %(totals)s::text[], %(grants)s::bigint[], %(pending)s::bigint[],
-    %(last_created_at)s::timestamptz[], %(last_hash)s::text[]
-) AS n (org_no, counts, totals, grants, pending, last_created_at, last_hash)
+    %(revision)s::bigint[],    %(last_created_at)s::timestamptz[], %(last_hash)s::text[]
+) AS n (org_no, counts, totals, grants, pending, revision, last_created_at, last_hash)
 WHERE o.org_no = n.org_no;
