@@ -49,7 +49,7 @@ NEEDS: dict[str, tuple[Command, ...]] = {
 READER_NEEDS: tuple[Command, ...] = (
     ("INFO",), ("EVAL", "return 0", "1", HASH), ("EVALSHA", "0" * 40, "1", LIMITS), ("HGET", HASH, "gen"),
     ("HSET", HASH, "0", "0"), ("LRANGE", f"{HASH}:0", "0", "-1"), ("RPUSH", f"{HASH}:0", "0"), ("UNLINK", HASH),
-    ("PEXPIRE", HASH, "1"), ("GET", LIMITS), ("SET", LIMITS, "0"), ("TIME",),
+    ("PEXPIRE", HASH, "1"), ("PEXPIREAT", HASH, "1"), ("GET", LIMITS), ("SET", LIMITS, "0"), ("TIME",),
 )  # fmt: skip
 """What the endpoint's user needs."""
 
