@@ -49,7 +49,7 @@ LAYERS = (
     {"feeds.endpoint"},
     {"feeds.read_through"},
     {"feeds.cached"},
-    {"feeds.balance", "feeds.store"},
+    {"feeds.balance", "feeds.grants", "feeds.store"},
     {"feeds.cursor", "feeds.keys", "feeds.postgres", "feeds.schema"},
     {"feeds.page", "feeds.settings"},
     {"feeds.addresses"},

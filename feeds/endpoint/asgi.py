@@ -24,6 +24,7 @@ from feeds.endpoint.answer import BROWSER_HEADERS, problem_answer, send_answer
 from feeds.endpoint.answer_cache import AnswerCache
 from feeds.endpoint.balance import BALANCE
 from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem, TwoHosts
+from feeds.endpoint.grants import GRANTS
 from feeds.endpoint.identity import Identities
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes, Source
 from feeds.endpoint.openapi import describe
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 USAGE_PATH = "/credits/usage"
 RAW_USAGE_PATH = USAGE_PATH.encode()
-STATEMENTS = MappingProxyType({b"/credits": BALANCE})
+STATEMENTS = MappingProxyType({b"/credits": BALANCE, b"/credits/grants": GRANTS})
 """The paths beside `/credits/usage`, which need a key too."""
 NOTE_USES_EVERY_S = 5.0
 

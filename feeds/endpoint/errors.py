@@ -8,7 +8,9 @@ from types import MappingProxyType
 IDENTITY_MESSAGE = "An authenticated organization identity is required"
 
 
-FAILED = MappingProxyType({"usage": "list credit activity", "balance": "read the credit balance"})
+FAILED = MappingProxyType(
+    {"usage": "list credit activity", "balance": "read the credit balance", "grants": "list credit grants"}
+)
 """What a path does, by its noun. The noun is part of the codes of the errors that each path has."""
 
 

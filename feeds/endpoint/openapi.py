@@ -10,6 +10,7 @@ from feeds.endpoint import errors
 from feeds.endpoint.errors import Problem
 from feeds.endpoint.openapi_models import (
     BALANCE_EXAMPLE,
+    GRANT_EXAMPLE,
     ITEM_EXAMPLE,
     MODELS,
     OPTIONAL,
@@ -36,6 +37,7 @@ def describe(usage_kinds: Sequence[str]) -> Json:
         "paths": {
             "/credits/usage": {method: describe_usage(method, usage_kinds) for method in ("get", "head")},
             "/credits": {method: describe_balance(method) for method in ("get", "head")},
+            "/credits/grants": {method: describe_grants(method) for method in ("get", "head")},
             "/livez": {"get": describe_probe("livez", "The process is alive")},
             "/readyz": {"get": describe_probe("readyz", "Pages can be served, from Redis or from Postgres")},
         },
@@ -60,7 +62,7 @@ def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
     return {
         "operationId": "list_credit_activity" if method == "get" else "head_credit_activity",
         "summary": "List credit activity" if method == "get" else "The headers of the same page",
-        "parameters": [*describe_parameters(usage_kinds), *describe_headers()],
+        "parameters": [*describe_filters(usage_kinds), *describe_paging(), *describe_headers()],
         "responses": {
             "200": describe_answer("A page of one moment, newest first", "CreditList", example),
             **describe_errors("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
@@ -87,6 +89,26 @@ def describe_balance(method: str) -> Json:
     }
 
 
+def describe_grants(method: str) -> Json:
+    """Return the operation that lists grants."""
+    example = {"object": "list", "items": [GRANT_EXAMPLE], "pages": PAGES_EXAMPLE}
+    state = {"type": "string", "enum": ["open"]}
+    return {
+        "operationId": "list_credit_grants" if method == "get" else "head_credit_grants",
+        "summary": "List credit grants" if method == "get" else "The headers of the same page",
+        "parameters": [
+            describe_parameter("state", "Only grants that are pending or active.", state),
+            *describe_paging(),
+            *describe_headers(),
+        ],
+        "responses": {
+            "200": describe_answer("A page of one moment, newest first", "GrantList", example),
+            **describe_errors("grants", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
+        },
+        "security": [{"key": []}],
+    }
+
+
 def describe_errors(noun: str, *bad_requests: type[Problem]) -> Json:
     """Return the answers of a path that needs a key, except 200."""
     return {
@@ -99,27 +121,31 @@ def describe_errors(noun: str, *bad_requests: type[Problem]) -> Json:
     }
 
 
-def describe_parameters(usage_kinds: Sequence[str]) -> list[Json]:
-    """Return the parameters of the query. An empty value means that the parameter is absent."""
+def describe_filters(usage_kinds: Sequence[str]) -> list[Json]:
+    """Return the parameters that choose a feed."""
+    kinds = {"type": "string", "enum": [kind.value for kind in Kind]}
+    return [
+        describe_parameter("kind", "Why credits moved.", kinds),
+        describe_parameter(
+            "usage_kind", "What the credits were used for.", {"type": "string", "enum": list(usage_kinds)}
+        ),
+    ]
+
+
+def describe_paging() -> list[Json]:
+    """Return the parameters that choose a page."""
+    page = {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 1}
+    limit = {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
     cursor = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{{CURSOR_CHARS}}}$"}
-    schemas: dict[str, tuple[str, Json]] = {
-        "kind": ("Why credits moved.", {"type": "string", "enum": [kind.value for kind in Kind]}),
-        "usage_kind": ("What the credits were used for.", {"type": "string", "enum": list(usage_kinds)}),
-        "page": (
-            "Page 1 has the newest items. Not together with `cursor`.",
-            {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 1},
-        ),
-        "limit": (
-            "Items on a page.",
-            {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
-        ),
-        "cursor": ("A cursor from an earlier answer for the same feed, in place of `page`.", cursor),
-    }
-    return [describe_parameter(name, *described) for name, described in schemas.items()]
+    return [
+        describe_parameter("page", "Page 1 has the newest items. Not together with `cursor`.", page),
+        describe_parameter("limit", "Items on a page.", limit),
+        describe_parameter("cursor", "A cursor from an earlier answer for the same list, in place of `page`.", cursor),
+    ]
 
 
 def describe_parameter(name: str, description: str, schema: Json) -> Json:
-    """Return a parameter of the query that may be absent or empty."""
+    """Return a parameter of the query. An empty value means that it is absent."""
     return {
         "name": name,
         "in": "query",

@@ -78,6 +78,53 @@ class CreditList(BaseModel):
     pages: Pages
 
 
+GRANT_EXAMPLE: Json = {
+    "object": "credit_grant",
+    "grant_ref": "grant_01h455vb4pex5vsknk084sn02q",
+    "source": "promotion",
+    "priority": 10,
+    "credits": 500,
+    "drawn": 160,
+    "expired": 0,
+    "revoked": 0,
+    "remaining": 340,
+    "state": "active",
+    "effective_at": None,
+    "expires_at": "2026-07-01T00:00:00Z",
+    "labels": {"order": "4711"},
+}
+
+
+class CreditGrant(BaseModel):
+    """Credits that a plan or a promotion gave: credits = drawn + expired + revoked + remaining."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [GRANT_EXAMPLE]})
+
+    object: Literal["credit_grant"]
+    grant_ref: str
+    source: Literal["plan", "promotion"]
+    priority: Annotated[int, Field(ge=0, le=100, description="Lower is drawn first.")]
+    credits: Annotated[int, Field(ge=1)]
+    drawn: Annotated[int, Field(ge=0)]
+    expired: Annotated[int, Field(ge=0)]
+    revoked: Annotated[int, Field(ge=0)]
+    remaining: Annotated[int, Field(ge=0)]
+    state: Literal["pending", "active", "spent", "expired", "revoked"]
+    effective_at: AwareDatetime | None
+    expires_at: AwareDatetime | None
+    labels: Annotated[dict[str, str], Field(default=..., description="Only where the grant has some.")]
+
+
+class GrantList(BaseModel):
+    """A page of an organisation's grants, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: Literal["list"]
+    items: Annotated[list[CreditGrant], Field(max_length=LIMIT_MAX)]
+    pages: Pages
+
+
 class Error(BaseModel):
     """The answer to a request that fails."""
 
@@ -140,10 +187,11 @@ class CreditBalance(BaseModel):
     position: Annotated[int, Field(ge=0, description="Of the last movement.")]
 
 
-MODELS = (CreditList, CreditBalance, Error, Health)
+MODELS = (CreditList, CreditBalance, GrantList, Error, Health)
 OPTIONAL = {
     "CreditEntry": ["usage_kind"],
     "CreditBalance": ["by_source", "pending_credits", "next_expiry"],
+    "CreditGrant": ["labels"],
     "Error": ["fields"],
     "Health": ["reason", "away"],
 }

@@ -40,7 +40,7 @@ WORKER_NEEDS: tuple[Right, ...] = (
 READER_NEEDS: tuple[Right, ...] = (
     *(("SELECT", table, None) for table in TABLES if table in {"ledger", "usage_kinds", "schema_migrations"}),
     *(("SELECT", table, None) for table in ("movements", "movement_labels", "grants", "api_keys", "members")),
-    *(("SELECT", "organisations", column) for column in ("org_no", "org_id", "counts", "totals", "revision")),
+    *(("SELECT", "organisations", column) for column in ("org_no", "org_id", "counts", "totals", "grants", "revision")),
     ("UPDATE", "api_keys", "last_used_at"),
 )
 FORBIDDEN: tuple[Right, ...] = tuple((right, "movements", None) for right in ("UPDATE", "DELETE", "TRUNCATE"))

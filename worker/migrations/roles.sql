@@ -57,7 +57,7 @@ GRANT EXECUTE ON FUNCTION ref_key, read_page, find_position, find_total TO usage
 GRANT SELECT ON
     ledger, usage_kinds, schema_migrations, movements, movement_labels, grants, api_keys, members
 TO usage_feeds_reader;
-GRANT SELECT (org_no, org_id, counts, totals, revision) ON organisations TO usage_feeds_reader;
+GRANT SELECT (org_no, org_id, counts, totals, grants, revision) ON organisations TO usage_feeds_reader;
 GRANT UPDATE (last_used_at) ON api_keys TO usage_feeds_reader;
 GRANT EXECUTE ON FUNCTION read_page, find_position, find_total TO usage_feeds_reader;
 
