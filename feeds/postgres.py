@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -26,14 +27,22 @@ SUCCESS = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.PIP
 Row = tuple[Any, ...]
 Statement = tuple[bytes, Mapping[str, object]]
 COMMIT: Statement = (SQL["commit"], {})
+IS_STANDBY = b"is_standby"
+"""The first column of `bound_statement`."""
+TRUE = b"\x01"
+"""In PostgreSQL's binary form."""
 
 
 class PostgresAway(Exception):  # noqa: N818 -- a state, not a mistake
     """Postgres did not answer in time. Serve what is remembered, or else fail."""
 
 
+class ServerIsStandby(OperationalError):  # noqa: N818 -- a state, not a mistake
+    """The connection leads to a standby, whose pages would lag. A new one may lead to the primary."""
+
+
 class Postgres:
-    """A few connections for all callers of a process. A lost connection is replaced on next use.
+    """A few connections for all callers of a process. A lost connection, or one to a standby, is replaced on next use.
 
     The server ends within 2 s what a caller has given up; that no longer counts towards `concurrency`.
 
@@ -98,15 +107,20 @@ class Postgres:
             except (OperationalError, InterfaceError) as error:
                 if not is_lost(error):
                     raise
-                # The server has restarted, so its other connections are dead too. A read may be sent twice.
+                # The server has restarted or was demoted: its other connections are of no use either. A read may be
+                # sent twice.
                 await self._close_idle()
         return await self._run_on(await self._connect(), statements)
 
     async def _run_on(self, connection: AsyncConnection[Row], statements: Sequence[Statement]) -> list[Row]:
         try:
             rows = await run_transaction(connection, statements)
-        except BaseException:
-            await connection.close()
+        except BaseException as error:
+            try:
+                if isinstance(error, ServerIsStandby):
+                    await begin_to_leave(connection)
+            finally:
+                await connection.close()
             raise
         self._idle.append(connection)
         if self._is_closed:
@@ -151,8 +165,23 @@ async def run_transaction(connection: AsyncConnection[Row], statements: Sequence
     return transformer.load_rows(0, result.ntuples, tuple)
 
 
+async def begin_to_leave(connection: AsyncConnection[Row]) -> None:
+    """Begin a transaction before the connection is closed: then PgBouncer closes its connection to the server as well.
+
+    It would lend it to the next client otherwise, for up to an hour.
+    """
+    pgconn = connection.pgconn
+    with suppress(Error):
+        pgconn.send_query_params(b"BEGIN", None)
+        pgconn.pipeline_sync()
+        await wait_async(exchange(pgconn, 1), pgconn.socket, interval=WAKE_EVERY_S)
+
+
 def exchange(pgconn: PGconn, statements: int) -> PQGen[list[PGresult]]:
-    """Send what is queued, and return the result of each statement. Raises the first error, as psycopg does."""
+    """Send what is queued, and return the result of each statement.
+
+    Raises the first error, as psycopg does, and `ServerIsStandby`: what follows may be wrong on a standby that lags.
+    """
     yield from generators.send(pgconn)
     results: list[PGresult] = []
     for _ in range(statements + 1):  # the last one is the end of the transaction, which may be refused too
@@ -160,6 +189,8 @@ def exchange(pgconn: PGconn, statements: int) -> PQGen[list[PGresult]]:
     for result in results:
         if result.status not in SUCCESS:
             raise error_from_result(result)
+        if result.ntuples and result.fname(0) == IS_STANDBY and result.get_value(0, 0) == TRUE:
+            raise ServerIsStandby
     return results[:-1]
 
 

@@ -84,7 +84,11 @@ class Relay:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = self.connect()
+                try:
+                    server = self.connect()
+                except OSError:  # no server is there: the next client may be luckier
+                    client.close()
+                    continue
                 self.sockets += [client, server]
                 self.start(self.pass_on, client, server, True)
                 self.start(self.pass_on, server, client, False)
