@@ -44,7 +44,8 @@ def begin(connection: Connection[Any], opening: bytes = WRITING) -> Iterator[Non
     is_autocommit = connection.autocommit
     connection.autocommit = True  # so psycopg sends no BEGIN; this raises ProgrammingError if a transaction is open
     try:
-        connection.execute(opening + SQL["set_own_settings"])
+        with leaving_standby(connection):
+            connection.execute(opening + SQL["set_own_settings"])
         yield
         connection.commit()
     except BaseException:
@@ -56,15 +57,33 @@ def begin(connection: Connection[Any], opening: bytes = WRITING) -> Iterator[Non
             connection.autocommit = False
 
 
-def fetch(cursor: Cursor[T], query: bytes) -> list[T]:
+@contextmanager
+def leaving_standby(connection: Connection[Any]) -> Iterator[None]:
+    """Close a connection on which a standby refuses to begin a transaction: a new one may lead to the primary.
+
+    It is closed within a transaction: then PgBouncer closes its connection to the server as well. It would lend it to
+    the next client otherwise, for up to an hour.
+    """
+    try:
+        yield
+    except psycopg.errors.FeatureNotSupported:
+        with suppress(psycopg.Error):
+            connection.execute("BEGIN")
+            connection.close()
+        raise
+
+
+def fetch(cursor: Cursor[T], query: bytes, opening: bytes = READING) -> list[T]:
     """Return the rows of one query without parameters: a transaction of its own, in one round trip.
 
     Args:
         cursor: Of a connection in autocommit mode and in no transaction.
         query: It ends with a semicolon.
+        opening: The statements that begin the transaction. A standby refuses `WRITING`.
     """
     try:
-        cursor.execute(READING + SQL["set_own_settings"] + query + b"COMMIT")
+        with leaving_standby(cursor.connection):
+            cursor.execute(opening + SQL["set_own_settings"] + query + b"COMMIT")
     except psycopg.Error:
         with suppress(psycopg.Error):
             cursor.connection.rollback()

@@ -13,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import scalar_row
 
 from feeds.cached.format import FeedsAway, Server, make_stamp
-from feeds.database import begin, fetch
+from feeds.database import READING, begin, fetch
 from feeds.postgres import Postgres, PostgresAway
 from feeds.queries import load_queries
 from feeds.schema import LedgerEmpty
@@ -34,10 +34,10 @@ is
 posted but not yet deleted."""
 
 
-def read_epoch(connection: Connection[tuple[object, ...]]) -> UUID:
-    """Return the ledger's current epoch. Raises `LedgerEmpty`."""
+def read_epoch(connection: Connection[tuple[object, ...]], opening: bytes = READING) -> UUID:
+    """Return the ledger's current epoch. Raises `LedgerEmpty`. With the opening `WRITING` a standby refuses."""
     with connection.cursor(row_factory=scalar_row) as cursor:
-        epochs: list[UUID] = fetch(cursor, SQL["read_epoch"])
+        epochs: list[UUID] = fetch(cursor, SQL["read_epoch"], opening)
     if not epochs:
         raise LedgerEmpty
     return epochs[0]

@@ -30,6 +30,7 @@ from feeds.cached.format import (
 )
 from feeds.cached.scripts import APPEND, Command
 from feeds.cached.worker_connection import WorkerConnection
+from feeds.database import WRITING
 from feeds.movement import Movement, render_item
 
 PATIENCE_S = 1.0
@@ -72,7 +73,7 @@ def publish(
     if not posted and not repeated and not revisions:
         return Published()
     # Read after the commit: a reader that knows a later epoch finds the batch in Postgres.
-    epoch = read_epoch(database)
+    epoch = read_epoch(database, WRITING)  # PgBouncer may lead this transaction to a standby, whose epoch may be old
     feeds_redis.note_epoch(epoch, time.monotonic())
     changed = {**dict.fromkeys(revisions, ()), **posted}
     new = {org_id: movements for org_id, movements in changed.items() if org_id not in repeated}

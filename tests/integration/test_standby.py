@@ -1,4 +1,4 @@
-"""A standby, whose rows may be old, is not read, and left as soon as the address leads elsewhere."""
+"""A standby, whose rows may be old, is neither read nor written, and left as soon as the address leads elsewhere."""
 
 import asyncio
 import os
@@ -7,11 +7,16 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from feeds.cached.epoch import fetch_epoch
+from feeds.cached.epoch import fetch_epoch, read_epoch
+from feeds.database import READING, WRITING, begin, connect
 from feeds.postgres import Postgres, PostgresAway
+from feeds.schema import Ledger
 from tests.acceptance.relay import Relay
 from tests.servers import server_folder
+from worker.intake.sweep import find_due
 from worker.local import children, postgres
+
+LEDGER = Ledger(None, b"", 8, 0, {}, 0.0, "public", "read committed")
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +84,23 @@ def test_a_demoted_server_is_left_by_the_same_call_that_finds_it_out(
         return rows
 
     assert asyncio.run(use()) == [[(False,)]] * 4
+
+
+def test_a_transaction_that_may_write_closes_its_connection_to_a_standby(standby_url):
+    connection = connect(standby_url, 5)
+    with pytest.raises(psycopg.errors.FeatureNotSupported), begin(connection):
+        pass
+    assert connection.closed
+
+
+@pytest.mark.parametrize("work", [lambda one: find_due(one, LEDGER), lambda one: read_epoch(one, WRITING)])
+def test_neither_a_sweep_nor_the_publishing_of_a_batch_reads_a_standby(standby_url, work):
+    connection = connect(standby_url, 5)
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        work(connection)
+    assert connection.closed
+
+
+def test_a_command_that_only_reads_may_read_a_standby(standby_url):
+    with connect(standby_url, 5) as connection, begin(connection, READING):
+        assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)

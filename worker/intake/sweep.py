@@ -15,7 +15,7 @@ from psycopg import Connection
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from feeds.database import READING, begin
+from feeds.database import begin
 from feeds.queries import load_queries
 from feeds.schema import Ledger
 from worker.intake.backlog import read_backlogs
@@ -98,9 +98,12 @@ def settle_due(connection: Connection[Any], streams: Redis, ledger: Ledger) -> b
 
 
 def find_due(connection: Connection[Any], ledger: Ledger) -> list[str]:
-    """Return organisations with due grants, longest due first, as far as their starts and ends fit the bound each."""
+    """Return organisations with due grants, longest due first, as far as their starts and ends fit the bound each.
+
+    A standby refuses it, because what it knows may be old.
+    """
     parameters = {"most": UNANSWERED_MAX * ledger.event_shards, "grace_s": ledger.expiry_grace_s}
-    with begin(connection, READING), connection.pipeline():
+    with begin(connection), connection.pipeline():
         connection.execute(SQL["bound_search"])
         due = connection.execute(SQL["find_due"], parameters)
     return [org_id for (org_id,) in due]
