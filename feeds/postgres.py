@@ -15,6 +15,7 @@ from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import wait_async
 
+from feeds.addresses.postgres import next_host_first
 from feeds.queries import load_queries
 
 SQL = load_queries(__file__)
@@ -128,14 +129,20 @@ class Postgres:
         return rows
 
     async def _connect(self) -> AsyncConnection[Row]:
-        connection = await AsyncConnection.connect(
-            self.address,
-            autocommit=True,
-            connect_timeout=2,
-            tcp_user_timeout=2000,
-            application_name="usage-feeds endpoint",
-            client_encoding="UTF8",
-        )
+        address = self.address
+        try:
+            connection = await AsyncConnection.connect(
+                address,
+                autocommit=True,
+                connect_timeout=2,
+                tcp_user_timeout=2000,
+                application_name="usage-feeds endpoint",
+                client_encoding="UTF8",
+            )
+        except asyncio.CancelledError:  # the deadline, which comes before the next host of several is tried
+            if self.address == address:
+                self.address = next_host_first(address)
+            raise
         connection.pgconn.enter_pipeline_mode()
         return connection
 

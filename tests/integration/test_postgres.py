@@ -7,7 +7,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from feeds.addresses.postgres import parse_postgres
 from feeds.postgres import SQL, Postgres, PostgresAway
+from tests.acceptance.relay import Relay
 
 
 def run(address, use, **options):
@@ -61,6 +63,20 @@ def test_a_server_that_never_answers_fails_all_calls_at_the_deadline():
 
     assert types == [PostgresAway] * 20
     assert took_s < 1.0
+
+
+def test_a_first_host_that_never_answers_is_tried_last_from_the_second_call_on(database_url):
+    async def use(postgres):
+        first = await asyncio.gather(*(postgres.fetch(b"SELECT 1::int4", {}) for _ in range(4)), return_exceptions=True)
+        return [type(answer) for answer in first], [await postgres.fetch(b"SELECT 1::int4", {}) for _ in range(3)]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, Relay(database_url) as real:
+        user_and_rest = real.database_url.partition("127.0.0.1:")
+        address = f"{user_and_rest[0]}127.0.0.1:{mute.getsockname()[1]},127.0.0.1:{user_and_rest[2]}"
+        first, later = run(parse_postgres(address), use, deadline_s=0.5)
+
+    assert first == [PostgresAway] * 4
+    assert later == [[(1,)]] * 3
 
 
 def test_a_slow_statement_fails_at_the_deadline_and_is_ended_on_the_server(database_url, wait_until):

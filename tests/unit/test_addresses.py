@@ -4,10 +4,11 @@ import ssl
 
 import pytest
 from kombu import Connection
+from psycopg.conninfo import conninfo_to_dict
 from redis.connection import SSLConnection
 
 from feeds.addresses.broker import parse_broker
-from feeds.addresses.postgres import parse_postgres
+from feeds.addresses.postgres import next_host_first, parse_postgres, place_of
 from feeds.addresses.redis import RedisAddress, parse_redis
 from feeds.addresses.text import BadAddress
 from feeds.cached.multiplexer import Multiplexer
@@ -86,7 +87,10 @@ POSTGRES = {
     " postgres://u:p@h/d\n": "postgresql://u:p@h/d",
     "postgresql+psycopg://u:p@h/d": "postgresql://u:p@h/d",
     "postgresql://u:p#s?@h/d": "postgresql://u:p#s?@h/d",
-    "postgresql://h1:1,h2:2/d": "postgresql://h1:1,h2:2/d",
+    "postgresql://h1:1,h2:2/d": "host=h1,h2 port=1,2 dbname=d target_session_attrs=primary",
+    "host=h1,h2 dbname=d": "host=h1,h2 dbname=d target_session_attrs=primary",
+    "postgresql://h1,h2/d?target_session_attrs=read-write": "postgresql://h1,h2/d?target_session_attrs=read-write",
+    "postgresql://h/d?target_session_attrs=any": "postgresql://h/d?target_session_attrs=any",
     "postgresql://u@/d?host=/tmp/a@b": "postgresql://u@/d?host=/tmp/a@b",
     "host=h dbname=d password='a b'": "host=h dbname=d password='a b'",
 }
@@ -102,6 +106,8 @@ BAD_POSTGRES = {
     "postgresql://u@srv:geheim@h/d": "%40 for @",
     "postgresql://h:geheim/d": "port is not a number",
     "postgresql://u:p@h/d?geheim=1": "set one like postgresql://",
+    "postgresql://h1,h2/d?target_session_attrs=any": "may lead to a standby",
+    "postgresql://h/d?target_session_attrs=prefer-standby": "may lead to a standby",
 }
 BAD_BROKERS = {
     "sqs://geheim@": "set one like redis://host:6379/0 or amqp://",
@@ -168,7 +174,26 @@ def test_the_options_of_an_address_set_the_limits_of_the_streams_and_of_no_other
 
 @pytest.mark.parametrize(("text", "address"), POSTGRES.items())
 def test_an_address_of_postgres_is_given_to_libpq_as_it_is_meant(text, address):
-    assert parse_postgres(text) == address
+    parsed = parse_postgres(text)
+    assert parsed == address or conninfo_to_dict(parsed) == conninfo_to_dict(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("postgresql://u:geheim@h/d", "h:5432/d"),
+        ("postgresql://u:geheim@h1:1,h2/d", "h1:1,h2:5432/d"),
+        ("host=h1,h2 port=7", "h1:7,h2:7/"),
+    ],
+)
+def test_the_place_of_a_postgres_names_each_host_with_its_port(text, place):
+    assert place_of(text) == place
+
+
+def test_the_next_host_of_an_address_is_tried_first():
+    moved = conninfo_to_dict(next_host_first("postgresql://u:p@h1:1,h2,h3:3/d"))
+    assert (moved["host"], moved["port"], moved["password"]) == ("h2,h3,h1", ",3,1", "p")
+    assert next_host_first("postgresql://u:p@h/d") == "postgresql://u:p@h/d"
 
 
 @pytest.mark.parametrize(
