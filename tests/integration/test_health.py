@@ -122,3 +122,11 @@ def test_clocks_that_differ_by_more_than_a_second_are_a_warning(ahead_s, words):
     streams = health.StreamHealth(0, 0.0, 0, 0.0, 0, 0, "noeviction", 0, None, None, now.timestamp() - ahead_s)
     warnings = health.find_warnings(ledger, streams, None)
     assert [words in warning for warning in warnings] == ([True] if words else [])
+
+
+def test_a_postgres_that_is_a_standby_is_unhealthy():
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    ledger = health.LedgerHealth(now, 0.0, 0, now, postgres_is_standby=True)
+    streams = health.StreamHealth(0, 0.0, 0, 0.0, 0, 0, "noeviction", 0, None, None, now.timestamp())
+    [problem] = health.find_problems(ledger, streams, 30, 30)
+    assert problem.startswith("Postgres is a standby")

@@ -29,13 +29,14 @@ FULL = 0.7
 class LedgerHealth(NamedTuple):
     """What Postgres reports: when a batch was last posted, how many seconds ago, the dead letters, and its clock.
 
-    At most 1,000,000 dead letters are counted.
+    At most 1,000,000 dead letters are counted. On a standby nothing can be posted.
     """
 
     last_batch_at: datetime | None
     last_batch_s: float | None
     dead_letters: int
     postgres_time: datetime
+    postgres_is_standby: bool = False
 
 
 class StreamHealth(NamedTuple):
@@ -79,7 +80,8 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
     """Report how old the last batch and the last sweep are; exit 1 if something has stopped.
 
     That is the case if an event waits too long (no worker posts), if the last sweep is too old (either the schedule,
-    which requests one every second, or the worker, which runs it, has stopped), or if a shard's key is not a stream.
+    which requests one every second, or the worker, which runs it, has stopped), if a shard's key is not a stream, or if
+    Postgres is a standby.
 
     Warnings leave the exit code at 0: dead letters, shards whose last batch failed because of the database, its
     settings or this program (their events wait), a Redis that fills up or may evict, and a feeds' Redis that cannot
@@ -91,7 +93,7 @@ def health(*, max_age: float, max_sweep_age: float, as_json: bool) -> None:
         ledger_health = LedgerHealth(*row)
         stream_health = read_stream_health(streams, ledger.event_shards)
     feeds_problem = check_feeds_redis()
-    problems = find_problems(stream_health, max_age, max_sweep_age)
+    problems = find_problems(ledger_health, stream_health, max_age, max_sweep_age)
     facts = {
         "healthy": not problems,
         "problems": problems,
@@ -147,9 +149,11 @@ def check_feeds_redis() -> str | None:
     return None
 
 
-def find_problems(streams: StreamHealth, max_age: float, max_sweep_age: float) -> list[str]:
+def find_problems(ledger: LedgerHealth, streams: StreamHealth, max_age: float, max_sweep_age: float) -> list[str]:
     """Return what has stopped, one sentence each."""
     problems = []
+    if ledger.postgres_is_standby:
+        problems.append("Postgres is a standby, so nothing can be posted: does DATABASE_URL lead to the primary?")
     if streams.oldest_event_s > max_age:
         problems.append(f"An event has waited for {format_age(streams.oldest_event_s)}: is a worker running?")
     if streams.last_sweep_s is None:
