@@ -7,7 +7,7 @@ from uuid import UUID
 
 from feeds import counters
 from feeds.balance import read_balance, render_balance
-from feeds.cached.format import BALANCE, ITEM_PREFIX_BYTES, Hit, Miss, MissReason
+from feeds.cached.format import BALANCE, Hit, Miss, MissReason
 from feeds.cached.reader import CachedFeeds, Revalidation
 from feeds.page import Filter, Place, cut, number_of
 from feeds.postgres import PostgresAway
@@ -134,17 +134,17 @@ async def read_current_balance(feeds: Feeds, org_id: str) -> bytes:
 
     Raises `PostgresAway` if the cache has none, and Postgres gives none in time.
     """
-    reply = await feeds.cache.read(org_id, BALANCE, Place(1))
+    reply = await feeds.cache.read_balance(org_id)
     if isinstance(reply, Hit):
         counters.hits["redis"] += 1
-        return unwrap(reply.items[0])
+        return reply.items[0]
     counters.misses[reply.reason] += 1
     try:
         async with asyncio.timeout(READ_WITHIN_S):
             for _ in range(TRIES):
                 found = await feeds.single_flight.run((org_id, BALANCE), lambda: refill_balance(feeds, org_id))
                 if feeds.cache.note_read(org_id, BALANCE, found):
-                    return unwrap(found.items[0])
+                    return found.items[0]
     except TimeoutError as error:
         raise PostgresAway(f"no balance within {READ_WITHIN_S} s") from error
     raise PostgresAway("its balance is older than what was served; if it was restored, run `usage-feeds rebuild`")
@@ -159,12 +159,7 @@ async def refill_balance(feeds: Feeds, org_id: str) -> Slice:
         fence = await feeds.cache.fence(org_id, BALANCE)
         found = await read_balance(feeds.store.postgres, org_id)
         count = found.revision + 1
-        newest = Slice(found.epoch, count, count, [ITEM_PREFIX_BYTES + render_balance(found)])
-        if fence is None or await feeds.cache.put(fence, BALANCE, newest, found.true_for_s):
+        newest = Slice(found.epoch, count, count, [render_balance(found)])
+        if fence is None or await feeds.cache.put_balance(fence, newest, found.true_for_s):
             break
     return newest
-
-
-def unwrap(item: bytes) -> bytes:
-    """Return a balance without the beginning of an item, which the cache leaves out of what it stores."""
-    return item[len(ITEM_PREFIX_BYTES) :]

@@ -10,8 +10,11 @@ from uuid import UUID
 
 from feeds import counters
 from feeds.background import repeat
+from feeds.bounded_map import BoundedMap
 from feeds.cached.epoch import LEARN_EVERY_S, EpochTracker, Stamp
 from feeds.cached.format import (
+    BALANCE,
+    ITEM_PREFIX_BYTES,
     LIFETIME_S,
     UNCHANGED,
     WINDOW,
@@ -34,6 +37,9 @@ from feeds.cached.protocol import pack
 from feeds.cached.scripts import PUT, RANGE, Command, is_unknown_script
 from feeds.page import Place
 from feeds.store import Slice
+
+BALANCES_MAX = 2048
+"""Of how many organisations a process remembers the last balance."""
 
 
 class Fence(NamedTuple):
@@ -63,6 +69,20 @@ class Revalidation(NamedTuple):
     packed: bytes
 
 
+NEWEST = Place(1)
+
+
+class KnownBalance:
+    """The request for an organisation's balance, packed once, the last reply to it, and what the reply means."""
+
+    def __init__(self, stamp: Stamp, key: bytes) -> None:
+        self.stamp = stamp
+        self.keys = [key, list_key(key, BALANCE)]
+        self.packed = pack(("EVALSHA", RANGE.digest, 2, *self.keys, BALANCE, *NEWEST, b""))
+        self.reply: object = None
+        self.answer: Hit | Miss | None = None
+
+
 def split_reply(reply: object) -> tuple[object, object]:
     """Return the sealed count and the items of `range.lua`'s reply. An error reply is not a valid count."""
     return (reply[0], reply[1:] and reply[1]) if isinstance(reply, list) else (reply, None)
@@ -82,6 +102,7 @@ class CachedFeeds:
         self.epochs = EpochTracker(fetch_epoch, self.multiplexer)
         self.highest_served = HighestServed()
         self.window = window
+        self._balances: BoundedMap[str, KnownBalance] = BoundedMap(BALANCES_MAX)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -115,6 +136,33 @@ class CachedFeeds:
         if stamp is not self.epochs.stamp():  # the reply is of another epoch or server
             return Miss(MissReason.AWAY)
         return self._unless_older(org_id, feed, validate(key, feed, sealed, items, place, window=self.window))
+
+    async def read_balance(self, org_id: str) -> Hit | Miss:
+        """Return the balance as the one item of its feed, or why there is none. Concurrent callers share one command.
+
+        While Redis replies the same, the same answer is returned, and not validated again.
+        """
+        stamp = self.epochs.stamp()
+        if stamp.digest is None:
+            return Miss(MissReason.AWAY)
+        known = self._balances.get(org_id)
+        if known is None or known.stamp is not stamp:
+            known = KnownBalance(stamp, hash_key(stamp.digest, org_id))
+            self._balances.store(org_id, known)
+        try:
+            [reply] = await self.multiplexer.send_shared(known.packed)
+            if is_unknown_script(reply):
+                reply = await self.multiplexer.run_script(RANGE, known.keys, [BALANCE, *NEWEST, b""])
+        except FeedsAway:
+            return Miss(MissReason.AWAY)
+        if stamp is not self.epochs.stamp():
+            return Miss(MissReason.AWAY)
+        if known.answer is None or reply != known.reply:
+            found = validate(known.keys[0], BALANCE, *split_reply(reply), NEWEST, window=self.window)
+            if isinstance(found, Hit):
+                found = Hit(found.total, [item[len(ITEM_PREFIX_BYTES) :] for item in found.items])
+            known.reply, known.answer = reply, found
+        return self._unless_older(org_id, BALANCE, known.answer)
 
     async def _fetch(self, key: bytes, feed: int, place: Place) -> tuple[object, object]:
         """Return a feed's sealed count and the items at a place, oldest first."""
@@ -218,6 +266,11 @@ class CachedFeeds:
             return True
         counters.refills["refused" if reply != 1 else "put"] += 1
         return reply != 0
+
+    async def put_balance(self, fence: Fence, balance: Slice, true_for_s: float | None) -> bool:
+        """Put a balance, the one item of its feed, into the cache as `put` does."""
+        items = [ITEM_PREFIX_BYTES + item for item in balance.items]  # `put` leaves this out again
+        return await self.put(fence, BALANCE, balance._replace(items=items), true_for_s)
 
     def _unless_older(self, org_id: str, feed: int, answer: Hit | Miss) -> Hit | Miss:
         """Return an answer, unless this process has served a newer one."""

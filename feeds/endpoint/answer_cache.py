@@ -5,10 +5,8 @@ caller is, what it requests and the page that was sent last. What may have chang
 count in Redis for every request, the key in Postgres as often as `feeds.endpoint.identity` requires.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
@@ -60,11 +58,6 @@ class CachedAnswer:
         """Return the organisation whose movements are requested."""
         return self.access.org_id or ""
 
-    def is_access_fresh(self) -> bool:
-        """Tell whether the key need not be checked in Postgres yet."""
-        expires_at = self.access.expires_at
-        return time.monotonic() < self.access.check_after and (expires_at is None or datetime.now(UTC) < expires_at)
-
 
 class AnswerCache:
     """The answers to recent requests. When it is full, the answer that was stored longest ago is evicted."""
@@ -75,7 +68,7 @@ class AnswerCache:
     def find(self, key: RequestKey | None) -> CachedAnswer | None:
         """Return what is remembered of a request, while its access is fresh."""
         answer = self._answers.get(key) if key is not None else None
-        return answer if answer is not None and answer.is_access_fresh() else None
+        return answer if answer is not None and answer.access.is_fresh() else None
 
     def store(self, key: RequestKey | None, answer: CachedAnswer) -> None:
         """Remember an answer, and carry over the last page if it is for the same organisation and request."""

@@ -15,13 +15,14 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from feeds.background import repeat
+from feeds.bounded_map import BoundedMap
 from feeds.cached.epoch import fetch_epoch
 from feeds.cached.reader import CachedFeeds
 from feeds.cursor import Signer
 from feeds.database import connect
 from feeds.endpoint.access import has_two_hosts
 from feeds.endpoint.answer import BROWSER_HEADERS, problem_answer, send_answer
-from feeds.endpoint.answer_cache import AnswerCache
+from feeds.endpoint.answer_cache import ANSWERS_MAX, AnswerCache
 from feeds.endpoint.balance import BALANCE
 from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem, TwoHosts
 from feeds.endpoint.grants import GRANTS
@@ -126,7 +127,9 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
             feeds = Feeds(Store(postgres, ledger.usage_numbers), single_flight, cache)
             signer = Signer(ledger.cursor_secret, ledger.usage_numbers)
             yield {
-                "services": Services(signer, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer)),
+                "services": Services(
+                    signer, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer), BoundedMap(ANSWERS_MAX)
+                ),
                 "postgres": postgres,
                 "scrapes": Scrapes(cache.multiplexer, metric_sources),
                 "openapi": describe(ledger.usage_kinds),

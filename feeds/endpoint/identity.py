@@ -57,6 +57,10 @@ class Access(NamedTuple):
     checked_at: float
     check_after: float
 
+    def is_fresh(self) -> bool:
+        """Tell whether the key need not be checked in Postgres yet."""
+        return time.monotonic() < self.check_after and (self.expires_at is None or datetime.now(UTC) < self.expires_at)
+
 
 class Denial(NamedTuple):
     """Why a caller may not read."""

@@ -1,12 +1,14 @@
 """What do the paths beside `/credits/usage` answer? They share everything but what they read.
 
-Their bodies are small, and made anew for each request.
+Callers repeat the same requests. So a process remembers, for each request, who the caller is, what it requests and the
+last answer. The body is read anew each time.
 """
 
 import asyncio
 import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from starlette.types import Scope, Send
@@ -15,7 +17,9 @@ from feeds import counters
 from feeds.cursor import Signer
 from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
 from feeds.endpoint.answer import Answer, page_answer, problem_answer, send_answer, unchanged_answer
+from feeds.endpoint.answer_cache import Headers, read_request_key
 from feeds.endpoint.errors import FAILED, InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
+from feeds.endpoint.identity import Access
 from feeds.endpoint.page_body import matches
 from feeds.endpoint.query import Values, read_values, require_known
 from feeds.endpoint.usage import Services
@@ -34,6 +38,17 @@ class Statement(NamedTuple):
     noun: str
     parameters: tuple[str, ...]
     read: Callable[[Services, str, Values], Callable[[], Awaitable[bytes]]]
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What is remembered of a request: what its key may read, what makes its body, and the last answer."""
+
+    access: Access
+    make_body: Callable[[], Awaitable[bytes]]
+    body: bytes | None = None
+    etag: str = ""
+    answer: Answer | None = None
 
 
 async def answer_statement(statement: Statement, scope: Scope, send: Send) -> None:
@@ -58,25 +73,43 @@ async def make_answer(statement: Statement, scope: Scope) -> Answer:
         raise MethodNotAllowed
     services: Services = scope["state"]["services"]
     headers = scope["headers"]
-    if has_two_hosts(headers):
+    by_name = dict(headers)
+    is_repeated = len(by_name) != len(headers)  # a header
+    if is_repeated and has_two_hosts(headers):
         raise TwoHosts
+    key = None if is_repeated else read_request_key(by_name, scope["query_string"])
+    known = None if key is None else services.statements.get((statement.noun, key))
+    if known is None or not known.access.is_fresh():
+        known = await authenticate_and_read(statement, services, headers, scope["query_string"])
+        if key is not None:
+            services.statements.store((statement.noun, key), known)
+    access = known.access
+    if access.rate is None:
+        body = await known.make_body()
+    else:  # concurrently, so both share one round trip
+        services.rate_limiter.raise_if_refused(access.key_id)
+        _, body = await asyncio.gather(services.rate_limiter.take(access.key_id, access.rate), known.make_body())
+    if known.answer is None or body is not known.body:
+        known.body, known.etag = body, make_body_etag(services.signer, access.org_id or "", body)
+        known.answer = page_answer(known.etag, body)
+    if b"if-none-match" in by_name and matches(join_values(headers, b"if-none-match"), known.etag):
+        return unchanged_answer(known.etag)
+    return known.answer
+
+
+async def authenticate_and_read(
+    statement: Statement, services: Services, headers: Headers, query_string: bytes
+) -> Remembered:
+    """Return who the caller is and what it requests. Raises `PostgresAway`, or the first `Problem`."""
     credentials = read_credentials(headers)
     access = await authenticate(services.identities, credentials)
     org_id = access.org_id or ""
-    values, unknown = read_values(scope["query_string"], statement.parameters)
+    values, unknown = read_values(query_string, statement.parameters)
     make_body = statement.read(services, org_id, values)
     require_known(unknown)
     if len(credentials.org_ids) > 1:
         raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
-    if access.rate is None:
-        body = await make_body()
-    else:  # concurrently, so both share one round trip
-        services.rate_limiter.raise_if_refused(access.key_id)
-        _, body = await asyncio.gather(services.rate_limiter.take(access.key_id, access.rate), make_body())
-    etag = make_body_etag(services.signer, org_id, body)
-    if matches(join_values(headers, b"if-none-match"), etag):
-        return unchanged_answer(etag)
-    return page_answer(etag, body)
+    return Remembered(access, make_body)
 
 
 def make_body_etag(signer: Signer, org_id: str, body: bytes) -> str:

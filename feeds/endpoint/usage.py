@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
 from feeds import counters
+from feeds.bounded_map import BoundedMap
 from feeds.cached.format import Hit, Miss, Unchanged
 from feeds.cursor import Signer
 from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
 from feeds.endpoint.answer import JSON_HEADERS, Answer, problem_answer, send_answer, unchanged_answer
-from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, read_request_key
+from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, RequestKey, read_request_key
 from feeds.endpoint.errors import InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
 from feeds.endpoint.identity import Identities
 from feeds.endpoint.page_body import make_etag, matches, render_body
@@ -24,13 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class Services(NamedTuple):
-    """What answers are made from, for the lifetime of the app."""
+    """What answers are made from, for the lifetime of the app.
+
+    `statements` is what `feeds.endpoint.statement` remembers of requests.
+    """
 
     signer: Signer
     feeds: Feeds
     identities: Identities
     answers: AnswerCache
     rate_limiter: RateLimiter
+    statements: BoundedMap[tuple[str, RequestKey], Any]
 
 
 async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's own signature

@@ -96,6 +96,8 @@ def judge_reading(runs: Mapping[str, Sequence[Answers]], depths: Sequence[Depth]
     static = rate(reading.STATIC)
     yield at_least("page from the process, against the static reply", 0.85, rate(reading.FROM_PROCESS) / static)
     yield at_least("page made of items from Redis, against the static reply", 0.65, rate(reading.FROM_REDIS) / static)
+    balance = rate(reading.BALANCE) / rate(reading.STATIC_BALANCE)
+    yield at_least("balance from Redis, against a static reply of its size", 0.6, balance)
     if reading.CACHED_PEER in runs:
         yield at_least(
             "page from the process, against fastapi-cache2's hits",

@@ -30,6 +30,8 @@ from worker.local.children import Process
 from worker.local.valkey import free_port
 
 STATIC = "static reply of the same server"
+STATIC_BALANCE = "static reply of the size of a balance"
+BALANCE = "balance from Redis"
 FROM_PROCESS = "page from the process, checked against Redis"
 FROM_REDIS = "page made of items from Redis"
 FROM_POSTGRES = "page 40,000 of a million movements from Postgres, 8 connections"
@@ -126,12 +128,10 @@ def our_contenders(servers: Servers, stack: ExitStack, movements: int) -> list[C
     """Start our servers, and return them with their requests."""
     large_key, user_key = make_key(servers, LARGE_ORGANISATION), make_personal_key(servers)
     endpoint, base = stack.enter_context(running_server(servers, *ENDPOINT))
-    body = get(base, f"/credits/usage?limit={LIMIT}", large_key)
-    (servers.folder / "body").write_bytes(body)
-    reply = python("-m", "tests.bench.static_reply", "{port}", str(servers.folder / "body"))
-    static, static_base = stack.enter_context(running_server(servers, *reply))
+    newest, balance = (f"/credits/usage?limit={LIMIT}",), ("/credits",)
+    static, static_base = start_static(servers, stack, "page", get(base, *newest, large_key))
+    static_balance, static_balance_base = start_static(servers, stack, "balance", get(base, *balance, large_key))
     first = max(1, min(DEEPEST, movements // LIMIT) - SPAN)
-    newest = (f"/credits/usage?limit={LIMIT}",)
     cached = tuple(f"{newest[0]}&page={page}{feed}" for page in range(1, CACHED_PAGES + 1) for feed in FEEDS)
     deep = tuple(f"{newest[0]}&page={page}" for page in range(first, first + SPAN))
     org_ids = tuple(organisations(MANY))
@@ -140,7 +140,16 @@ def our_contenders(servers: Servers, stack: ExitStack, movements: int) -> list[C
         Contender(FROM_PROCESS, endpoint, Requests(base, large_key, newest), "process"),
         Contender(FROM_REDIS, endpoint, Requests(base, user_key, cached, org_ids), "redis"),
         Contender(FROM_POSTGRES, endpoint, Requests(base, large_key, deep, connections=8), "postgres"),
+        Contender(STATIC_BALANCE, static_balance, Requests(static_balance_base, large_key, balance)),
+        Contender(BALANCE, endpoint, Requests(base, large_key, balance), "redis"),
     ]
+
+
+def start_static(servers: Servers, stack: ExitStack, name: str, body: bytes) -> tuple[Process, str]:
+    """Start a server that sends this body for every request, and return it with its base URL."""
+    (servers.folder / name).write_bytes(body)
+    command = python("-m", "tests.bench.static_reply", "{port}", str(servers.folder / name))
+    return stack.enter_context(running_server(servers, *command))
 
 
 def peer_contenders(servers: Servers, stack: ExitStack) -> list[Contender]:
