@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ COMMANDS = {
     "grant": ("worker.commands.events", "Add a grant: credits given to an organisation."),
     "revoke": ("worker.commands.events", "Add a revoke: it takes back what remains of a grant."),
     "send": ("worker.commands.events", "Add events from newline-delimited JSON."),
+    "import": ("worker.commands.history", "Import the history of organisations that have no movements yet."),
     "feed": ("worker.commands.feed", "Print a page of an organisation's movements."),
     "balance": ("worker.commands.feed", "Print the credits that an organisation has left."),
     "grants": ("worker.commands.feed", "Print an organisation's grants."),
@@ -56,7 +58,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         try:
-            command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+            command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), function_of(cmd_name))
         except ModuleNotFoundError as error:
             raise CannotRun(f"{error.name} is not installed: pip install 'usage-feeds[server,local]'.") from error
         add_state_option(command)
@@ -79,6 +81,11 @@ class Commands(click.Group):
             if message is None:
                 raise
             raise CannotRun(message) from error
+
+
+def function_of(command: str) -> str:
+    """Return the name of a command's function: a keyword of Python gets an underscore."""
+    return f"{command}_" if iskeyword(command) else command
 
 
 def add_state_option(command: click.Command) -> None:

@@ -1,27 +1,20 @@
 """`usage`, `grant`, `revoke` and `send`: add events to the streams."""
 
-import os
-import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from typing import IO, Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 from typeid import TypeID
 
 from worker.broker.start import refuse_clusters
-from worker.commands import CannotRun
+from worker.commands.lines import file_size, progress_bar, read_chunks, report_console
 from worker.commands.output import format_refusal, json_option, print_json
 from worker.commands.servers import require_redis
-from worker.events import BYTE_ORDER_MARK, EVENT_BYTES, EventRefused, describe_first_bytes, parse_event
+from worker.events import EventRefused, parse_event
 from worker.producer import Producer
 from worker.settings import worker_settings
-
-CHUNK_LINES = 1000
 
 
 def read_labels(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
@@ -126,9 +119,12 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
     Sending the same file again is harmless.
     """
     bad = good = 0
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with nullcontext() if check else open_producer() as producer, progress_bar(file, console) as advance:
-        for chunk in batched(read_lines(file), CHUNK_LINES):
+    console = report_console()
+    with (
+        nullcontext() if check else open_producer() as producer,
+        progress_bar(console, "events", file_size(file)) as advance,
+    ):
+        for chunk in read_chunks(file, advance):
             events = []
             for number, line in chunk:
                 try:
@@ -139,7 +135,6 @@ def send(*, file: IO[bytes], check: bool, as_json: bool) -> None:
             if producer:
                 producer.send(events)
             good += len(events)
-            advance(sum(len(line) + 1 for _, line in chunk))
     if as_json:
         print_json({"good": good, "bad": bad, "sent": 0 if check else good})
     else:
@@ -161,46 +156,3 @@ def open_producer() -> Iterator[Producer]:
         usage_kinds=settings.usage_kinds,
     ) as producer:
         yield producer
-
-
-def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, with their numbers.
-
-    A line that is too long for an event is cut, but remains too long, so that it is refused. A byte order mark before
-    the first line is dropped. Raises CannotRun if the file begins as no file in UTF-8 does.
-    """
-    number = 0
-    while line := file.readline(EVENT_BYTES + 2):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-            if problem := describe_first_bytes(line):
-                raise CannotRun(f"The file cannot be read: {problem}.")
-        rest = line
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(EVENT_BYTES)
-        if line.strip():
-            yield number, line.rstrip(b"\r\n")
-
-
-def batched(lines: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the lines in lists of `size`; the last list may be shorter."""
-    while chunk := list(islice(lines, size)):
-        yield chunk
-
-
-@contextmanager
-def progress_bar(file: IO[bytes], console: Console) -> Iterator[Callable[[int], None]]:
-    """Draw a progress bar on a terminal, and give the function that advances it by a number of bytes."""
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("events", total=file_size(file))
-        yield lambda size: progress.advance(task, size)
-
-
-def file_size(file: IO[bytes]) -> int | None:
-    """Return the size of a file, or None for a pipe."""
-    status = os.fstat(file.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -103,3 +103,16 @@ def drop_closed(organisation: Organisation) -> None:
     """Take the grants that are closed off the list of those to be drawn."""
     if organisation.draw_list is not None:
         organisation.draw_list = [grant for grant in organisation.draw_list if grant.open]
+
+
+def forget(organisation: Organisation) -> Organisation:
+    """Return the organisation without the grants and usages that are known of it. All changes must be written."""
+    return Organisation(
+        organisation.org_id,
+        organisation.counts,
+        organisation.totals,
+        organisation.last_hash,
+        organisation.grant_count,
+        organisation.pending,
+        organisation.last_created_at,
+    )

@@ -5,6 +5,7 @@ The rules of credits (worker/README.md), as functions of values: no clock, no da
 
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from heapq import heappop
@@ -79,6 +80,12 @@ def settle(organisation: Organisation, terms: Terms) -> None:
             close(organisation, terms, grant, Kind.EXPIRE)
         elif not is_end and grant.state is PENDING:
             allot(organisation, terms, grant)
+
+
+def settle_in_time(organisation: Organisation, terms: Terms) -> None:
+    """Settle as a schedule does that is never late: each start and end is posted at its own time, up to now."""
+    while organisation.changes and organisation.changes[0][0] <= terms.now:
+        settle(organisation, replace(terms, now=organisation.changes[0][0]))
 
 
 def post_usage(usage: UsageEvent, organisation: Organisation, terms: Terms, added_at: datetime) -> None:

@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from psycopg import Connection
 
 from feeds.page import count_feeds
 from feeds.queries import load_queries
@@ -52,6 +54,12 @@ def lock_organisations(batch: Batch, org_ids: Sequence[str], entries: Sequence[E
     [(before,)], [(now,)] = clock_before.fetchall(), clock.fetchall()
     batch.posted.locking = now - before
     batch.terms = Terms(now, timedelta(seconds=batch.ledger.expiry_grace_s), batch.ledger.usage_numbers)
+
+
+def read_now(connection: Connection[Any]) -> datetime:
+    """Return the time of Postgres's clock."""
+    [(now,)] = connection.execute(SQL["read_clock"]).fetchall()
+    return now  # type: ignore[no-any-return]
 
 
 def read_named(batch: Batch, events: Sequence[Event]) -> None:
