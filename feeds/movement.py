@@ -91,7 +91,7 @@ def format_time(instant: datetime) -> str:
     return format_utc(instant.astimezone(UTC))
 
 
-@lru_cache(maxsize=64)  # the movements of a batch share their time
+@lru_cache(maxsize=1024)  # the movements of a batch share their time; a history formats each twice within 250 events
 def format_utc(instant: datetime, digits: str = "auto") -> str:
     """Return a time as text; it must be in UTC.
 

@@ -21,6 +21,7 @@ PURE = {
     "feeds.page",
     "feeds.times",
     "worker.events",
+    "worker.ledger.dated_events",
     "worker.ledger.grants",
     "worker.ledger.hash_chain",
     "worker.ledger.organisation",

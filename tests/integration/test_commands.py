@@ -12,7 +12,7 @@ import redis
 
 from tests.integration.command_line import run, run_json
 from tests.servers import CHECKOUT
-from worker.commands import COMMANDS, cli
+from worker.commands import COMMANDS, cli, function_of
 
 
 def every_command(group, path=()):
@@ -44,7 +44,7 @@ def test_the_overview_of_commands_imports_no_driver():
 
 def test_every_command_in_the_overview_exists_and_has_a_sentence_about_it():
     for name, (module, purpose) in COMMANDS.items():
-        assert isinstance(getattr(import_module(module), name), click.Command)
+        assert isinstance(getattr(import_module(module), function_of(name)), click.Command)
         assert purpose.endswith(".")
 
 

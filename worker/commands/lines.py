@@ -67,6 +67,9 @@ def progress_bar(console: Console, noun: str, total: int | None) -> Iterator[Cal
 
 
 def file_size(file: IO[bytes]) -> int | None:
-    """Return the size of a file, or None for a pipe."""
-    status = os.fstat(file.fileno())
+    """Return the size of a file, or None for a pipe or what is no file of the system."""
+    try:
+        status = os.fstat(file.fileno())
+    except OSError:
+        return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
