@@ -114,5 +114,6 @@ def forget(organisation: Organisation) -> Organisation:
         organisation.last_hash,
         organisation.grant_count,
         organisation.pending,
+        organisation.revision,
         organisation.last_created_at,
     )
