@@ -66,6 +66,7 @@ def test_a_short_run_has_only_the_goals_without_peers():
 
 def test_a_page_is_compared_with_the_static_reply_and_page_depth_is_judged_by_the_worst_filter():
     rates = {reading.STATIC: 20_000, reading.FROM_PROCESS: 17_000, reading.FROM_REDIS: 5000, reading.FROM_POSTGRES: 900}
+    rates |= {reading.STATIC_BALANCE: 30_000, reading.BALANCE: 15_000}
     answers = {name: [Answers(rate, 1.0, 1.0, 1.0, 1.0, 1.0)] for name, rate in rates.items()}
     depths = [Depth("no filter", 40_000, 1.0, 1.0, 1.0), Depth("kind=consume", 40_000, 1.0, 1.2, 1.2)]
     found = {goal.what: goal for goal in goals.judge_reading(answers, depths)}
@@ -76,6 +77,7 @@ def test_a_page_is_compared_with_the_static_reply_and_page_depth_is_judged_by_th
         "0.85×",
         True,
     )
+    assert found["balance from Redis, against a static reply of its size"].met is False
     assert found["deep page against page 1, from Postgres, the worst filter"].met is False
 
 
