@@ -15,8 +15,9 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 
-from feeds.database import begin
+from feeds.database import begin, connect
 from feeds.schema import check_ledger
 from tests.histories import HISTORIES, NAMES, organisation, terms
 from tests.integration.command_line import run, run_json
@@ -33,6 +34,7 @@ from worker.ledger.dated_events import parse_dated_event
 from worker.ledger.history import Line, post_whole
 from worker.ledger.posting import post, settle
 from worker.ledger.write import post_entries
+from worker.migrations import roles
 from worker.settings import WorkerSettings
 
 MARK = b"\xef\xbb\xbf"
@@ -500,6 +502,17 @@ def test_a_large_history_may_take_longer_than_a_batch(environment, connection, m
 
     monkeypatch.setattr(ledger_history, "post_lines", post_slowly)
     run("import", "-", stdin=lines_of(on(1), on(2, usage_ref="v"), on(3, usage_ref="w")))
+
+    assert count_movements(connection) == {"org_a": 3}
+
+
+@pytest.mark.parametrize("part_lines", [1, histories.PART_LINES])
+def test_the_role_of_the_worker_may_import(environment, connection, monkeypatch, part_lines):
+    roles.create_roles(connection)
+    address = make_conninfo(environment["DATABASE_URL"], options="-c role=usage_feeds_worker")
+    monkeypatch.setattr(histories, "PART_LINES", part_lines)
+    monkeypatch.setattr("worker.commands.servers.connect_database", lambda _, within_s: connect(address, within_s))
+    run("import", "-", stdin=lines_of(on(1, GRANT, labels={"a": "b"}), on(2), on(3, REVOKE)))
 
     assert count_movements(connection) == {"org_a": 3}
 
