@@ -35,6 +35,16 @@ def standby_url(no_settings):
         postgres.remove_socket_folder(server.home)
 
 
+@pytest.fixture(scope="module")
+def primary_url(no_settings):
+    """Give the address of a primary with the same user and database as the standby."""
+    with server_folder() as folder, (folder / "log").open("wb") as log:
+        server = postgres.start_postgres(folder / "postgres", log, settings=postgres.UNSAFE_BUT_FAST)
+        yield server.url
+        children.stop(server.process, postgres.SIGNALS, within_s=10)
+        postgres.remove_socket_folder(server.home)
+
+
 @pytest.fixture
 def address(standby_url):
     """Give a relay that leads to the standby."""
@@ -68,9 +78,7 @@ def test_the_endpoint_refuses_a_standby_and_keeps_no_connection_to_it(standby_ur
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])
-def test_a_demoted_server_is_left_by_the_same_call_that_finds_it_out(
-    standby_url, postgres_url, address, monkeypatch, isolation
-):
+def test_a_demoted_server_is_left_by_the_same_call_that_finds_it_out(primary_url, address, monkeypatch, isolation):
     """The connections to the old server stay open, as a relay or PgBouncer may keep them."""
 
     async def use():
@@ -78,7 +86,7 @@ def test_a_demoted_server_is_left_by_the_same_call_that_finds_it_out(
         with monkeypatch.context() as patch:
             patch.setattr("feeds.postgres.TRUE", b"never")  # so that the idle connections lead to a standby
             await asyncio.gather(*(server.fetch(b"SELECT pg_sleep(0.1)", {}) for _ in range(3)))
-        lead(address, postgres_url)
+        lead(address, primary_url)
         rows = [await server.fetch(b"SELECT pg_is_in_recovery()", {}) for _ in range(4)]
         await server.close()
         return rows
