@@ -64,10 +64,8 @@ async def read_balance(postgres: Postgres, org_id: str) -> Balance:
 
 async def read_balance_at(postgres: Postgres, org_id: str, at: datetime) -> EarlierBalance:
     """Return what an organisation had at an earlier moment. Raises `PostgresAway`."""
-    rows = await postgres.fetch(SQL["read_balance_at"], {"org_id": org_id, "at": at}, org_id=org_id)
-    if not rows:
-        raise PostgresAway("the ledger's row is missing")
-    return EarlierBalance(*rows[0])
+    [row] = await postgres.fetch(SQL["read_balance_at"], {"org_id": org_id, "at": at}, org_id=org_id)
+    return EarlierBalance(*row)
 
 
 def render_balance(balance: Balance) -> bytes:

@@ -8,7 +8,9 @@ import psycopg
 import pytest
 import redis
 
+from feeds import balance as balance_module
 from feeds import counters
+from feeds import grants as grants_module
 from feeds.cached.epoch import read_epoch
 from feeds.cached.format import BALANCE, hash_key, list_key, make_stamp
 from feeds.cached.worker_connection import WorkerConnection
@@ -16,7 +18,9 @@ from feeds.cached.writer import publish
 from feeds.keys import create_key
 from tests.integration import test_ledger
 from tests.integration.endpoint_requests import assert_refused, headers_of
+from tests.integration.nested_plans import scans_of
 from worker.audit.feeds import audit_feeds
+from worker.migrations.roles import create_roles
 
 PATH = "/credits"
 ORG = {"org_id": "org_new"}
@@ -269,3 +273,40 @@ def test_the_balance_comes_from_the_cache_while_postgres_is_away(client, own, se
             assert refused.json()["message"] == "Failed to read the credit balance"
         finally:
             server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+@pytest.fixture
+def many_closed(seeded, post_all):
+    """Give an organisation with 600 closed grants, one that is active and one that is pending; nothing is analysed."""
+    seeded.execute("INSERT INTO organisations (org_id) VALUES ('org_new')")
+    refs = [f"g{number}" for number in range(600)]
+    post_all(*[GRANT | {"grant_ref": ref, "credits": 5} for ref in refs])
+    post_all(*[{"type": "revoke", **ORG, "grant_ref": ref} for ref in refs])
+    post_all(
+        GRANT | {"grant_ref": "active", "credits": 5},
+        GRANT | {"grant_ref": "pending", "credits": 5, "effective_at": "2100-01-01T00:00:00Z"},
+        *[USAGE | {"usage_ref": f"u{number}", "credits": 1} for number in range(600)],
+    )
+
+
+@pytest.mark.parametrize("role", [None, "usage_feeds_reader"])
+@pytest.mark.parametrize(
+    ("query", "parameters", "table"),
+    [
+        (balance_module.SQL["read_balance"], {}, "grants"),
+        (
+            grants_module.SQL["read_open_grants"],
+            {"skip": 0, "ceiling": 2**62, "floor": 0, "limit": 20, "upwards": False},
+            "grants",
+        ),
+        (grants_module.SQL["read_grants"], {"skip": 0, "ceiling": 2**62, "floor": 0, "limit": 20}, "grants"),
+        (balance_module.SQL["read_balance_at"], {"at": datetime(2100, 1, 1, tzinfo=UTC)}, "movements"),
+    ],
+    ids=["balance", "open grants", "grants", "balance at a moment"],
+)
+def test_each_read_costs_what_it_returns(seeded, many_closed, role, query, parameters, table):
+    """Closed grants and other movements are not read, with and without row-level security."""
+    create_roles(seeded)
+    for scan in scans_of(seeded, table, query, parameters | {"org_id": "org_new"}, role):
+        read_rows = (scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) * scan["Actual Loops"]
+        assert read_rows <= 22, scan

@@ -312,19 +312,15 @@ known AS (
     WHERE org_no BETWEEN %(first_org)s AND %(last_org)s
 )
 
-SELECT
-    org_no, 'count' AS rule, 'feed ' || feed AS place,
-    COALESCE(feeds.movements, 0)::text AS expected, COALESCE(counted.movements, 0)::text AS found
+SELECT org_no, rule, 'feed ' || feed AS place, expected::text AS expected, found::text AS found
 FROM feeds
 FULL JOIN counted USING (org_no, feed)
-WHERE COALESCE(feeds.movements, 0) <> COALESCE(counted.movements, 0)
-UNION ALL
-SELECT
-    org_no, 'feed_total' AS rule, 'feed ' || feed AS place,
-    COALESCE(feeds.credits, 0)::text AS expected, COALESCE(counted.credits, 0)::text AS found
-FROM feeds
-FULL JOIN counted USING (org_no, feed)
-WHERE COALESCE(feeds.credits, 0) <> COALESCE(counted.credits, 0)
+CROSS JOIN LATERAL (
+    VALUES
+        ('count', COALESCE(feeds.movements, 0), COALESCE(counted.movements, 0)),
+        ('feed_total', COALESCE(feeds.credits, 0), COALESCE(counted.credits, 0))
+) AS checked (rule, expected, found)
+WHERE expected <> found
 UNION ALL
 SELECT org_no, rule, 'organisation' AS place, expected, found
 FROM known

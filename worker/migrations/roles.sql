@@ -26,7 +26,7 @@ REVOKE ALL ON
     ledger, usage_kinds, schema_migrations, stream_offsets, organisations, movements, movement_labels, grants,
     dead_letters, api_keys, members
 FROM usage_feeds_worker, usage_feeds_reader;
-REVOKE ALL ON FUNCTION ref_key, read_page, find_position, find_total FROM usage_feeds_worker, usage_feeds_reader;
+REVOKE ALL ON FUNCTION ref_key, read_page, find_position, find_overflow FROM usage_feeds_worker, usage_feeds_reader;
 
 -- name: grant_worker_rights
 -- The worker posts, and runs every command except `migrate`. It can add movements, but not change or remove them.
@@ -50,7 +50,7 @@ ON grants TO usage_feeds_worker;
 GRANT INSERT, DELETE ON dead_letters TO usage_feeds_worker;
 GRANT INSERT, UPDATE (revoked_at) ON api_keys TO usage_feeds_worker;
 GRANT INSERT, UPDATE (role), DELETE ON members TO usage_feeds_worker;
-GRANT EXECUTE ON FUNCTION ref_key, read_page, find_position, find_total TO usage_feeds_worker;
+GRANT EXECUTE ON FUNCTION ref_key, read_page, find_position, find_overflow TO usage_feeds_worker;
 
 -- name: grant_reader_rights
 -- The endpoint reads what its answers consist of, and records when a key was last used.
@@ -59,7 +59,7 @@ GRANT SELECT ON
 TO usage_feeds_reader;
 GRANT SELECT (org_no, org_id, counts, totals, grants, revision) ON organisations TO usage_feeds_reader;
 GRANT UPDATE (last_used_at) ON api_keys TO usage_feeds_reader;
-GRANT EXECUTE ON FUNCTION read_page, find_position, find_total TO usage_feeds_reader;
+GRANT EXECUTE ON FUNCTION read_page, find_position, find_overflow TO usage_feeds_reader;
 
 -- name: enable_row_security
 -- The reader sees only the rows of the organisation that its transaction has named; before that it sees none.
