@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from feeds.endpoint.answer_cache import Headers
+from feeds.endpoint.answer import Headers
 from feeds.endpoint.errors import IdentityMissing
 from feeds.endpoint.identity import Access, Identities
 

@@ -1,11 +1,18 @@
 """What is an answer, and how is one sent?"""
 
+import logging
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 from starlette.types import Scope, Send
 
-from feeds.endpoint.answer_cache import Headers
-from feeds.endpoint.errors import Problem
+from feeds import counters
+from feeds.endpoint.errors import FAILED, InternalError, Problem
+from feeds.postgres import PostgresAway
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
 
 BROWSER_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -27,6 +34,22 @@ class Answer(NamedTuple):
     headers: Headers
     body: bytes
     outcome: str
+
+
+async def respond(scope: Scope, send: Send, noun: str, answering: Awaitable[Answer]) -> None:
+    """Send what a path answers, given its noun. An unexpected error is logged and answered with the envelope."""
+    try:
+        answer = await answering
+    except Problem as problem:
+        answer = problem_answer(problem, noun)
+    except PostgresAway as away:
+        log.warning("failed to %s: Postgres: %s", FAILED[noun], away)
+        answer = problem_answer(InternalError(), noun)
+    except Exception:  # the edge: the caller gets the envelope, the operator the traceback
+        log.exception("failed to %s", FAILED[noun])
+        answer = problem_answer(InternalError(), noun)
+    counters.answers[answer.outcome] += 1
+    await send_answer(scope, send, answer)
 
 
 async def send_answer(scope: Scope, send: Send, answer: Answer) -> None:

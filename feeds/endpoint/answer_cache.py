@@ -5,7 +5,7 @@ caller is, what it requests and the page that was sent last. What may have chang
 count in Redis for every request, the key in Postgres as often as `feeds.endpoint.identity` requires.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -13,14 +13,13 @@ from uuid import UUID
 
 from feeds.bounded_map import BoundedMap
 from feeds.cached.reader import Revalidation
+from feeds.endpoint.answer import Answer, Headers
 from feeds.endpoint.identity import Access
 from feeds.endpoint.page_body import PageRequest
 
 ANSWERS_MAX = 2048
 """How many answers one process remembers: a page of 20 items has 5 kB, a page of 100 long ones 30 kB."""
 QUERY_BYTES_MAX = 512
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class RequestKey(NamedTuple):
@@ -57,6 +56,20 @@ class CachedAnswer:
     def org_id(self) -> str:
         """Return the organisation whose movements are requested."""
         return self.access.org_id or ""
+
+
+@dataclass(slots=True)
+class CachedBody:
+    """What is remembered of a request whose body is read each time: its access, what reads the body, the last answer.
+
+    `answer` and `etag` are those of `body`.
+    """
+
+    access: Access
+    read_body: Callable[[], Awaitable[bytes]]
+    body: bytes | None = None
+    etag: str = ""
+    answer: Answer | None = None
 
 
 class AnswerCache:

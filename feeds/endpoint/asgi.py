@@ -21,7 +21,7 @@ from feeds.cached.reader import CachedFeeds
 from feeds.cursor import Signer
 from feeds.database import connect
 from feeds.endpoint.access import has_two_hosts
-from feeds.endpoint.answer import BROWSER_HEADERS, problem_answer, send_answer
+from feeds.endpoint.answer import BROWSER_HEADERS, problem_answer, respond, send_answer
 from feeds.endpoint.answer_cache import ANSWERS_MAX, AnswerCache
 from feeds.endpoint.balance import BALANCE
 from feeds.endpoint.errors import InternalError, MethodNotAllowed, NotFound, Problem, TwoHosts
@@ -30,8 +30,9 @@ from feeds.endpoint.identity import Identities
 from feeds.endpoint.metrics import CONTENT_TYPE, Scrapes, Source
 from feeds.endpoint.openapi import describe
 from feeds.endpoint.rate_limit import RateLimiter
+from feeds.endpoint.services import Services
 from feeds.endpoint.statement import answer_statement
-from feeds.endpoint.usage import Services, usage
+from feeds.endpoint.usage import answer_usage
 from feeds.postgres import Postgres, PostgresAway
 from feeds.read_through import Feeds
 from feeds.schema import SQL as SCHEMA_SQL
@@ -69,9 +70,10 @@ class App:
             send = partial(send_and_close, send)
         path = scope.get("raw_path") or scope["path"].encode()
         if path == RAW_USAGE_PATH:
-            await usage(scope, receive, send)
+            await respond(scope, send, "usage", answer_usage(scope))
         elif path in STATEMENTS:
-            await answer_statement(STATEMENTS[path], scope, send)
+            statement = STATEMENTS[path]
+            await respond(scope, send, statement.noun, answer_statement(statement, scope))
         elif b"%" in path:  # Starlette would decode it
             await send_answer(scope, send, problem_answer(NotFound()))
         elif has_two_hosts(scope["headers"]):
@@ -128,7 +130,7 @@ async def lifespan(metric_sources: Sequence[Source], _app: Starlette) -> AsyncIt
             signer = Signer(ledger.cursor_secret, ledger.usage_numbers)
             yield {
                 "services": Services(
-                    signer, feeds, identities, AnswerCache(), RateLimiter(cache.multiplexer), BoundedMap(ANSWERS_MAX)
+                    signer, feeds, identities, RateLimiter(cache.multiplexer), AnswerCache(), BoundedMap(ANSWERS_MAX)
                 ),
                 "postgres": postgres,
                 "scrapes": Scrapes(cache.multiplexer, metric_sources),

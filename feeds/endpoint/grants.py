@@ -7,8 +7,8 @@ from functools import partial
 from feeds.cursor import NO_CEILING, Cursor, Direction, write_cursor
 from feeds.endpoint.errors import InvalidFilter
 from feeds.endpoint.query import Values, read_paging
+from feeds.endpoint.services import Services
 from feeds.endpoint.statement import Statement
-from feeds.endpoint.usage import Services
 from feeds.grants import GrantRequest, Grants, read_grants
 from feeds.movement import Kind
 from feeds.page import Filter, count_pages
@@ -18,12 +18,12 @@ EVERY_GRANT, OPEN_GRANTS = Filter(), Filter(Kind.ALLOT)
 
 
 def read(services: Services, org_id: str, values: Values) -> Callable[[], Awaitable[bytes]]:
-    """Return what makes the body. Raises `InvalidFilter` or `InvalidPage`."""
+    """Return what reads the body. Raises `InvalidFilter` or `InvalidPage`."""
     if values["state"] not in ([], ["open"]):
         raise InvalidFilter("A state filter value is not recognized", fields={"state": "open, once"})
     wanted = OPEN_GRANTS if values["state"] else EVERY_GRANT
     found, limit, page, cursor = read_paging(values, wanted, services.signer, scope_of(org_id))
-    return partial(make_body, services, org_id, GrantRequest(found == OPEN_GRANTS, limit, page, cursor))
+    return partial(read_body, services, org_id, GrantRequest(found == OPEN_GRANTS, limit, page, cursor))
 
 
 def scope_of(org_id: str) -> str:
@@ -31,7 +31,7 @@ def scope_of(org_id: str) -> str:
     return f"{org_id} grants"
 
 
-async def make_body(services: Services, org_id: str, request: GrantRequest) -> bytes:
+async def read_body(services: Services, org_id: str, request: GrantRequest) -> bytes:
     """Return a page of grants as they are now."""
     grants = await read_grants(services.feeds.store.postgres, org_id, request)
     state = OPEN_GRANTS if request.only_open else EVERY_GRANT

@@ -59,52 +59,48 @@ def own_version() -> str:
 def describe_usage(method: str, usage_kinds: Sequence[str]) -> Json:
     """Return the operation that lists credit activity."""
     example = {"object": "list", "items": [ITEM_EXAMPLE], "pages": PAGES_EXAMPLE}
-    return {
-        "operationId": "list_credit_activity" if method == "get" else "head_credit_activity",
-        "summary": "List credit activity" if method == "get" else "The headers of the same page",
-        "parameters": [*describe_filters(usage_kinds), *describe_paging(), *describe_headers()],
-        "responses": {
-            "200": describe_answer("A page of one moment, newest first", "CreditList", example),
-            **describe_errors("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
-        },
-        "security": [{"key": []}],
-    }
+    return describe_reading(
+        method,
+        "list_credit_activity",
+        [*describe_filters(usage_kinds), *describe_paging()],
+        describe_answer("A page of one moment, newest first", "CreditList", example),
+        describe_errors("usage", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
+    )
 
 
 def describe_balance(method: str) -> Json:
     """Return the operation that reads the balance."""
     at = {"type": "string", "format": "date-time"}
-    return {
-        "operationId": "read_credit_balance" if method == "get" else "head_credit_balance",
-        "summary": "Read the credit balance" if method == "get" else "The headers of the same balance",
-        "parameters": [
-            describe_parameter("at", "An earlier moment; the default is now.", at),
-            *describe_headers(),
-        ],
-        "responses": {
-            "200": describe_answer("The balance at one moment", "CreditBalance", BALANCE_EXAMPLE),
-            **describe_errors("balance", errors.InvalidTime, errors.InvalidParameter),
-        },
-        "security": [{"key": []}],
-    }
+    return describe_reading(
+        method,
+        "read_credit_balance",
+        [describe_parameter("at", "An earlier moment; the default is now.", at)],
+        describe_answer("The balance at one moment", "CreditBalance", BALANCE_EXAMPLE),
+        describe_errors("balance", errors.InvalidTime, errors.InvalidParameter),
+    )
 
 
 def describe_grants(method: str) -> Json:
     """Return the operation that lists grants."""
     example = {"object": "list", "items": [GRANT_EXAMPLE], "pages": PAGES_EXAMPLE}
     state = {"type": "string", "enum": ["open"]}
+    return describe_reading(
+        method,
+        "list_credit_grants",
+        [describe_parameter("state", "Only grants that are pending or active.", state), *describe_paging()],
+        describe_answer("A page of one moment, newest first", "GrantList", example),
+        describe_errors("grants", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
+    )
+
+
+def describe_reading(method: str, name: str, parameters: list[Json], answer: Json, refusals: Json) -> Json:
+    """Return an operation that reads something of an organisation. HEAD gives the headers of the same answer."""
+    sentence = name.replace("_", " ").capitalize()
     return {
-        "operationId": "list_credit_grants" if method == "get" else "head_credit_grants",
-        "summary": "List credit grants" if method == "get" else "The headers of the same page",
-        "parameters": [
-            describe_parameter("state", "Only grants that are pending or active.", state),
-            *describe_paging(),
-            *describe_headers(),
-        ],
-        "responses": {
-            "200": describe_answer("A page of one moment, newest first", "GrantList", example),
-            **describe_errors("grants", errors.InvalidFilter, errors.InvalidPage, errors.InvalidParameter),
-        },
+        "operationId": name if method == "get" else f"head_{name}",
+        "summary": sentence if method == "get" else f"{sentence}: the headers of the same answer",
+        "parameters": [*parameters, *describe_headers()],
+        "responses": {"200": answer, **refusals},
         "security": [{"key": []}],
     }
 

@@ -1,38 +1,31 @@
 """What do the paths beside `/credits/usage` answer? They share everything but what they read.
 
 Callers repeat the same requests. So a process remembers, for each request, who the caller is, what it requests and the
-last answer. The body is read anew each time.
+last answer. Each request reads the body again.
 """
 
 import asyncio
-import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from starlette.types import Scope, Send
+from starlette.types import Scope
 
-from feeds import counters
 from feeds.cursor import Signer
 from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
-from feeds.endpoint.answer import Answer, page_answer, problem_answer, send_answer, unchanged_answer
-from feeds.endpoint.answer_cache import Headers, read_request_key
-from feeds.endpoint.errors import FAILED, InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
-from feeds.endpoint.identity import Access
+from feeds.endpoint.answer import Answer, Headers, page_answer, unchanged_answer
+from feeds.endpoint.answer_cache import CachedBody, read_request_key
+from feeds.endpoint.errors import InvalidParameter, MethodNotAllowed, TwoHosts
 from feeds.endpoint.page_body import matches
 from feeds.endpoint.query import Values, read_values, require_known
-from feeds.endpoint.usage import Services
-from feeds.postgres import PostgresAway
-
-log = logging.getLogger(__name__)
+from feeds.endpoint.services import Services
 
 
 class Statement(NamedTuple):
     """A path below `/credits`: its noun, the names of its parameters, and what it answers.
 
     `read` gets the services, the organisation that the caller may read, and the values of each parameter, without empty
-    ones. It returns the function that makes the body: everything that is wrong with the request is found before that.
+    ones. It returns the function that reads the body: everything that is wrong with the request is found before that.
     """
 
     noun: str
@@ -40,34 +33,7 @@ class Statement(NamedTuple):
     read: Callable[[Services, str, Values], Callable[[], Awaitable[bytes]]]
 
 
-@dataclass(slots=True)
-class Remembered:
-    """What is remembered of a request: what its key may read, what makes its body, and the last answer."""
-
-    access: Access
-    make_body: Callable[[], Awaitable[bytes]]
-    body: bytes | None = None
-    etag: str = ""
-    answer: Answer | None = None
-
-
-async def answer_statement(statement: Statement, scope: Scope, send: Send) -> None:
-    """Answer one request. An unexpected error is logged and answered with the envelope."""
-    try:
-        answer = await make_answer(statement, scope)
-    except Problem as problem:
-        answer = problem_answer(problem, statement.noun)
-    except PostgresAway as away:
-        log.warning("failed to %s: Postgres: %s", FAILED[statement.noun], away)
-        answer = problem_answer(InternalError(), statement.noun)
-    except Exception:  # the edge: the caller gets the envelope, the operator the traceback
-        log.exception("failed to %s", FAILED[statement.noun])
-        answer = problem_answer(InternalError(), statement.noun)
-    counters.answers[answer.outcome] += 1
-    await send_answer(scope, send, answer)
-
-
-async def make_answer(statement: Statement, scope: Scope) -> Answer:
+async def answer_statement(statement: Statement, scope: Scope) -> Answer:
     """Return the answer. Raises `PostgresAway`, or the first `Problem` in the order of `GET /credits/usage`."""
     if scope["method"] not in {"GET", "HEAD"}:
         raise MethodNotAllowed
@@ -78,17 +44,17 @@ async def make_answer(statement: Statement, scope: Scope) -> Answer:
     if is_repeated and has_two_hosts(headers):
         raise TwoHosts
     key = None if is_repeated else read_request_key(by_name, scope["query_string"])
-    known = None if key is None else services.statements.get((statement.noun, key))
+    known = None if key is None else services.bodies.get((statement.noun, key))
     if known is None or not known.access.is_fresh():
         known = await authenticate_and_read(statement, services, headers, scope["query_string"])
         if key is not None:
-            services.statements.store((statement.noun, key), known)
+            services.bodies.store((statement.noun, key), known)
     access = known.access
     if access.rate is None:
-        body = await known.make_body()
+        body = await known.read_body()
     else:  # concurrently, so both share one round trip
         services.rate_limiter.raise_if_refused(access.key_id)
-        _, body = await asyncio.gather(services.rate_limiter.take(access.key_id, access.rate), known.make_body())
+        _, body = await asyncio.gather(services.rate_limiter.take(access.key_id, access.rate), known.read_body())
     if known.answer is None or body is not known.body:
         known.body, known.etag = body, make_body_etag(services.signer, access.org_id or "", body)
         known.answer = page_answer(known.etag, body)
@@ -99,17 +65,17 @@ async def make_answer(statement: Statement, scope: Scope) -> Answer:
 
 async def authenticate_and_read(
     statement: Statement, services: Services, headers: Headers, query_string: bytes
-) -> Remembered:
+) -> CachedBody:
     """Return who the caller is and what it requests. Raises `PostgresAway`, or the first `Problem`."""
     credentials = read_credentials(headers)
     access = await authenticate(services.identities, credentials)
     org_id = access.org_id or ""
     values, unknown = read_values(query_string, statement.parameters)
-    make_body = statement.read(services, org_id, values)
+    read_body = statement.read(services, org_id, values)
     require_known(unknown)
     if len(credentials.org_ids) > 1:
         raise InvalidParameter(fields={"X-Org-ID": "given more than once"})
-    return Remembered(access, make_body)
+    return CachedBody(access, read_body)
 
 
 def make_body_etag(signer: Signer, org_id: str, body: bytes) -> str:

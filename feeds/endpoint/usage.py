@@ -2,56 +2,21 @@
 
 import asyncio
 import logging
-from typing import Any, NamedTuple
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from feeds import counters
-from feeds.bounded_map import BoundedMap
 from feeds.cached.format import Hit, Miss, Unchanged
-from feeds.cursor import Signer
 from feeds.endpoint.access import authenticate, has_two_hosts, join_values, read_credentials
-from feeds.endpoint.answer import JSON_HEADERS, Answer, problem_answer, send_answer, unchanged_answer
-from feeds.endpoint.answer_cache import AnswerCache, CachedAnswer, Headers, RenderedPage, RequestKey, read_request_key
-from feeds.endpoint.errors import InternalError, InvalidParameter, MethodNotAllowed, Problem, TwoHosts
-from feeds.endpoint.identity import Identities
+from feeds.endpoint.answer import JSON_HEADERS, Answer, Headers, unchanged_answer
+from feeds.endpoint.answer_cache import CachedAnswer, RenderedPage, read_request_key
+from feeds.endpoint.errors import InvalidParameter, MethodNotAllowed, TwoHosts
 from feeds.endpoint.page_body import make_etag, matches, render_body
 from feeds.endpoint.query import parse_query
-from feeds.endpoint.rate_limit import RateLimiter
-from feeds.postgres import PostgresAway
-from feeds.read_through import Feeds, make_revalidation, read
+from feeds.endpoint.services import Services
+from feeds.read_through import make_revalidation, read
 
 log = logging.getLogger(__name__)
-
-
-class Services(NamedTuple):
-    """What answers are made from, for the lifetime of the app.
-
-    `statements` is what `feeds.endpoint.statement` remembers of requests.
-    """
-
-    signer: Signer
-    feeds: Feeds
-    identities: Identities
-    answers: AnswerCache
-    rate_limiter: RateLimiter
-    statements: BoundedMap[tuple[str, RequestKey], Any]
-
-
-async def usage(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's own signature
-    """Answer one request for a page. An unexpected error is logged and answered with the envelope."""
-    try:
-        answer = await answer_usage(scope)
-    except Problem as problem:
-        answer = problem_answer(problem)
-    except PostgresAway as away:
-        log.warning("GET /credits/usage failed: Postgres: %s", away)
-        answer = problem_answer(InternalError())
-    except Exception:  # the edge: the caller gets the envelope, the operator the traceback
-        log.exception("GET /credits/usage failed")
-        answer = problem_answer(InternalError())
-    counters.answers[answer.outcome] += 1
-    await send_answer(scope, send, answer)
 
 
 async def answer_usage(scope: Scope) -> Answer:
